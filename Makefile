@@ -1,0 +1,56 @@
+# `make run` shows the demo, `make test` checks everything; both set up what they need in .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help run test check unit bench lock docs clean
+
+help: ## Say what can be made.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "prompt-sidecar needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 …"; exit 2; }
+	@echo "Setting up $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.lock | $(BIN)/python
+	@echo "Installing the locked dependencies …"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the locked dependencies for development …"
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.run
+
+run: $(VENV)/.run ## Show the main job: healthy traffic, an outage, the policy's end, recovery.
+	@$(BIN)/python -m sidecar demo
+
+test: check unit ## Check everything and run the tests.
+
+check: $(VENV)/.dev ## Lint, format, types, layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: $(VENV)/.dev ## Run the tests with branch coverage.
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+	$(BIN)/coverage report --include='sidecar/core/*' --fail-under=100
+
+bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler.
+	$(BIN)/python -m benchmarks.fresh_hit
+
+docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, the tables in docs/architecture.md.
+	$(BIN)/python -m sidecar.docgen
+
+lock: $(VENV)/.dev ## Lock the dependencies again, with hashes and without a registry's name.
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove everything that was made.
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .sidecar

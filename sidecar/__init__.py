@@ -1,0 +1,1 @@
+"""A resilience sidecar in front of LearnFlow's Prompt Configuration Service."""

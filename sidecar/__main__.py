@@ -1,0 +1,5 @@
+"""Make `python -m sidecar` the same as `prompt-sidecar`."""
+
+from sidecar.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The reference config service and the demo's scenario."""

@@ -1,0 +1,1 @@
+"""What is served: LearnFlow's listener and the ops listener."""

@@ -1,0 +1,1 @@
+"""The use cases, awaiting only through the ports they declare."""

@@ -1,0 +1,1 @@
+"""Listeners that turn what happened into metrics and logs."""

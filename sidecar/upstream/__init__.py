@@ -1,0 +1,1 @@
+"""The config service behind us: how it is asked, and how it is guarded."""
