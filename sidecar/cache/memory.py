@@ -1,0 +1,164 @@
+"""The memory tier: least-recently-used, bounded by entries and by bytes, each template counted once for all users."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from sys import getsizeof
+from typing import Any
+
+from aiocache.base import BaseCache
+from aiocache.serializers import NullSerializer
+
+from sidecar.core.model import Document, Entry, PromptKey
+from sidecar.core.prompt import CompiledTemplate
+from sidecar.service.ports import Clock
+
+ENTRY_OVERHEAD = 1024
+"""Bytes of an entry's objects without its strings: key, entry, document, three mappings, the slot (measured: about 900)."""
+TEMPLATE_OVERHEAD = 16_384
+"""Bytes of a compiled template without its source: module, code, environment's share (measured: 12 KB to 16 KB)."""
+TEMPLATE_FACTOR = 4
+"""A template's source, its constants in the code and their encoded lengths, per source byte."""
+
+
+def document_bytes(document: Document) -> int:
+    """Return about what a document takes in memory, its template aside; bytes."""
+    strings = sum(getsizeof(name) + getsizeof(value) for name, value in document.settings.items())
+    escaped = sum(getsizeof(value) for name, value in document.static.items() if value is not document.settings[name])
+    return ENTRY_OVERHEAD + strings + escaped + (getsizeof(document.etag) if document.etag else 0)
+
+
+def template_bytes(template: CompiledTemplate) -> int:
+    """Return about what a compiled template takes in memory; bytes."""
+    return TEMPLATE_OVERHEAD + TEMPLATE_FACTOR * template.size
+
+
+@dataclass(slots=True)
+class _Slot:
+    entry: Entry
+    size: int
+    expires_at: float | None
+
+
+class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
+    """Entries in this process, behind aiocache's interface, with `peek` for the hot path.
+
+    aiocache's own memory backend has no bound and keeps a timer per key. Here an entry past its time is dropped when
+    it is met: by a lookup, or when the least recently used make room. Each costs the same however many there are.
+    """
+
+    NAME = "memory"
+
+    def __init__(self, *, max_entries: int, max_bytes: int, clock: Clock) -> None:
+        super().__init__(serializer=NullSerializer(), timeout=None, key_builder=lambda key, _namespace: key)
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._slots: OrderedDict[PromptKey, _Slot] = OrderedDict()
+        self._template_uses: Counter[str] = Counter()
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self.evictions: Counter[str] = Counter({"entries": 0, "bytes": 0, "expired": 0, "too_large": 0})
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def peek(self, key: PromptKey) -> Entry | None:
+        """Return the key's entry, without an await."""
+        slot = self._slots.get(key)
+        if slot is None:
+            self.misses += 1
+            return None
+        if slot.expires_at is not None and self._clock() > slot.expires_at:
+            self._drop(key, "expired")
+            self.misses += 1
+            return None
+        self._slots.move_to_end(key)
+        self.hits += 1
+        return slot.entry
+
+    def _keep(self, key: PromptKey, entry: Entry, ttl: float | None) -> bool:
+        document = entry.document
+        size = document_bytes(document)
+        if size + template_bytes(document.template) > self._max_bytes:
+            self._remove(key)  # what it would have replaced is older, and must not outlive it
+            self.evictions["too_large"] += 1
+            return False
+        self._remove(key)
+        self._slots[key] = _Slot(entry, size, None if ttl is None else self._clock() + ttl)
+        self.bytes += size
+        self._template_uses[document.template.digest] += 1
+        if self._template_uses[document.template.digest] == 1:
+            self.bytes += template_bytes(document.template)
+        while len(self._slots) > self._max_entries:
+            self._drop(next(iter(self._slots)), "entries")
+        while self.bytes > self._max_bytes:
+            self._drop(next(iter(self._slots)), "bytes")
+        return True
+
+    def _drop(self, key: PromptKey, reason: str) -> None:
+        self._remove(key)
+        self.evictions[reason] += 1
+
+    def _remove(self, key: PromptKey) -> int:
+        slot = self._slots.pop(key, None)
+        if slot is None:
+            return 0
+        template = slot.entry.document.template
+        self.bytes -= slot.size
+        self._template_uses[template.digest] -= 1
+        if not self._template_uses[template.digest]:
+            del self._template_uses[template.digest]
+            self.bytes -= template_bytes(template)
+        return 1
+
+    # What follows is aiocache's side: BaseCache's public methods call these.
+
+    async def _get(self, key: PromptKey, **_: Any) -> Entry | None:
+        return self.peek(key)
+
+    async def _gets(self, key: PromptKey, **_: Any) -> Entry | None:
+        return self.peek(key)
+
+    async def _multi_get(self, keys: Iterable[PromptKey], **_: Any) -> list[Entry | None]:
+        return [self.peek(key) for key in keys]
+
+    async def _set(
+        self, key: PromptKey, value: Entry, ttl: float | None = None, _cas_token: Entry | None = None, **_: Any
+    ) -> bool:
+        if _cas_token is not None and _cas_token is not self.peek(key):
+            return False
+        return self._keep(key, value, ttl)
+
+    async def _multi_set(self, pairs: Iterable[tuple[PromptKey, Entry]], ttl: float | None = None, **_: Any) -> bool:
+        return all([self._keep(key, value, ttl) for key, value in pairs])
+
+    async def _add(self, key: PromptKey, value: Entry, ttl: float | None = None, **_: Any) -> bool:
+        if self.peek(key) is not None:
+            raise ValueError(f"Key {key} already exists, use .set to update the value")
+        return self._keep(key, value, ttl)
+
+    async def _exists(self, key: PromptKey, **_: Any) -> bool:
+        return self.peek(key) is not None
+
+    async def _increment(self, key: PromptKey, delta: int, **_: Any) -> int:
+        raise TypeError(f"Entries are not numbers: {key} cannot be incremented by {delta}")
+
+    async def _expire(self, key: PromptKey, ttl: float | None, **_: Any) -> bool:
+        slot = self._slots.get(key)
+        if slot is None:
+            return False
+        slot.expires_at = self._clock() + ttl if ttl else None
+        return True
+
+    async def _delete(self, key: PromptKey, **_: Any) -> int:
+        return self._remove(key)
+
+    async def _clear(self, namespace: str | None = None, **_: Any) -> bool:
+        if namespace is not None:
+            raise TypeError("The memory tier has no namespaces")
+        self._slots.clear()
+        self._template_uses.clear()
+        self.bytes = 0
+        return True

@@ -1,0 +1,162 @@
+"""The command: run | check-config | demo | upstream."""
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+GC_THRESHOLD = 50_000
+"""Allocations between collections of the youngest generation: a request makes no cycles worth looking for more often."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_PROMPT_SIDECAR_COMPLETE=bash_source prompt-sidecar)", or zsh_source, fish_source.',
+)
+@click.version_option(package_name="prompt-sidecar", message="%(version)s")
+def main() -> None:
+    """Keep LearnFlow's prompts coming while its config service is away."""
+
+
+def _settings_options(command: F) -> F:
+    for option in reversed(
+        [
+            click.option(
+                "--config",
+                type=click.Path(path_type=Path),
+                help="Settings file (YAML). Default: config/sidecar.yaml, where there is one.",
+            ),
+            click.option("--listen", metavar="HOST:PORT", help="Where LearnFlow asks."),
+            click.option("--ops-listen", metavar="HOST:PORT", help="Where probes and Prometheus ask."),
+            click.option("--upstream-url", metavar="URL", help="The config service."),
+            click.option("--deadline", metavar="DURATION", help="An answer or an error inside this time."),
+            click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+            click.option("--log-format", metavar="FORMAT", help="auto, json or console."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+FLAG_KEYS = {
+    "listen": "listen",
+    "ops_listen": "ops.listen",
+    "upstream_url": "upstream.url",
+    "deadline": "deadline",
+    "log_level": "log.level",
+    "log_format": "log.format",
+}
+
+
+def _load(config: Path | None, flags: dict[str, str | None]) -> Any:
+    from sidecar.config_file import ConfigError, default_path, load
+
+    path = config if config is not None else default_path(os.environ)
+    given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
+    try:
+        return load(path, environ=os.environ, flags=given)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        sys.exit(EXIT_USAGE)
+
+
+@main.command("check-config")
+@_settings_options
+@click.option("--show", is_flag=True, help="Print the settings in force, as YAML.")
+@click.option("--json", "as_json", is_flag=True, help="Print the settings in force, as JSON.")
+def check_config(config: Path | None, *, show: bool, as_json: bool, **flags: str | None) -> None:
+    """Say whether the settings can be used, and start nothing."""
+    settings = _load(config, flags)
+    if as_json or show:
+        import yaml
+
+        from sidecar.settings import effective
+
+        values = effective(settings)
+        click.echo(json.dumps(values, indent=2) if as_json else yaml.safe_dump(values, sort_keys=False).rstrip())
+    else:
+        click.echo("The settings can be used.")
+
+
+@main.command()
+@_settings_options
+def run(config: Path | None, **flags: str | None) -> None:
+    """Stand between LearnFlow and its config service."""
+    settings = _load(config, flags)
+    from sidecar.app import running
+    from sidecar.telemetry.logs import configure_logs
+
+    configure_logs(level=settings.log.level.value, style=settings.log.format.value)
+
+    async def serve() -> None:
+        stop = _stop_signal()
+        async with running(settings):
+            gc.collect()
+            gc.freeze()  # what start-up made stays, and need not be looked at again
+            gc.set_threshold(GC_THRESHOLD, 20, 100)
+            await stop.wait()
+
+    _run(serve())
+
+
+@main.command()
+@click.option("--listen", default="127.0.0.1:8003", show_default=True, metavar="HOST:PORT", help="Where to serve.")
+@click.option("--templates", type=click.Path(path_type=Path), help="prompts.yaml. Default: the demo's own.")
+@click.option("--database", default=":memory:", show_default=True, help="SQLite file.")
+@click.option("--cache-ttl", default=300.0, show_default=True, help="cache_ttl of the prompt-data answers; seconds.")
+@click.option(
+    "--fault", default="none", show_default=True, help="Fault mode to begin with; PUT /_reference/fault changes it."
+)
+def upstream(**options: Any) -> None:
+    """Serve a small reference config service, for the demo and the tests; never for production."""
+    from sidecar.demo.reference.cli import serve_from_options
+
+    _run(serve_from_options(**options))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the result for machines, and nothing else.")
+def demo(*, as_json: bool) -> None:
+    """Show the main job: healthy traffic, an outage, the end of what the policy allows, recovery."""
+    from sidecar.demo.scenario import play
+
+    sys.exit(_run(play(as_json=as_json)))
+
+
+def _stop_signal() -> asyncio.Event:
+    """Return the event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _run(main_task: Coroutine[Any, Any, Any]) -> Any:
+    """Run on uvloop; what cannot start says so in a sentence."""
+    import uvloop
+
+    from sidecar.app import StartError
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main_task)
+    except (StartError, OSError) as error:
+        _die(str(error))
+
+
+def _die(message: str) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(EXIT_FAILED)

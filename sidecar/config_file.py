@@ -1,0 +1,308 @@
+"""YAML file, environment and flags → Settings, or every mistake in all of them at once.
+
+A source becomes a stream of `Given` and `Problem`; what is given is text, whatever YAML would have made of it.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+
+from sidecar.settings import ANY, KeyPath, Settings, contradictions, effective, keys
+
+S = TypeVar("S")
+
+DEFAULT_PATH = Path("config/sidecar.yaml")
+PREFIX = "SIDECAR_"
+PATH_VARIABLE = "SIDECAR_CONFIG"
+LARGEST_FILE = 1024 * 1024  # bytes; a thousand nodes' policies take 100 KiB
+LONGEST_SHOWN = 60  # characters of a value or a key in a message
+
+KEYS = {key.path: key for key in keys()}
+SECTIONS = {path[:depth]: dict[str, None]() for path in KEYS for depth in range(len(path))}
+for _path in KEYS:
+    for _depth, _name in enumerate(_path):
+        SECTIONS[_path[:_depth]][_name] = None
+
+# Kubernetes puts these into every pod beside a Service called `sidecar` or `sidecar-…`.
+_SERVICE_LINK = re.compile(r"SIDECAR(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_\w+)?)")
+_YAML_TEXT = "tag:yaml.org,2002:str"
+_BARE_IPV6 = re.compile(r"(^|[\s,{:])\[[0-9A-Fa-f:.]*\]:[0-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: the key, its value (shortened, without passwords), what is allowed, and where it stands."""
+
+    key: str
+    value: str
+    allowed: str
+    source: str
+    mistake: str = "is not allowed"
+
+    def __str__(self) -> str:
+        what = f"{self.value} {self.mistake}" if self.value else self.mistake
+        return f"{self.key}: {what} ({self.source}); allowed: {self.allowed}"
+
+
+class ConfigError(Exception):
+    """The settings cannot be used."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+class Given(NamedTuple):
+    """A key's text in one source."""
+
+    path: KeyPath
+    text: str
+    source: str
+
+
+def default_path(environ: Mapping[str, str]) -> Path | None:
+    """Return the file to read when no flag names one: SIDECAR_CONFIG, or config/sidecar.yaml where it exists."""
+    named = environ.get(PATH_VARIABLE)
+    if named:
+        return Path(named)
+    return DEFAULT_PATH if DEFAULT_PATH.exists() else None
+
+
+def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
+    """Return the settings: flags over environment over file over defaults; ConfigError lists every problem."""
+    found = [*_from_file(path), *_from_environment(environ), *_from_flags(flags)]
+    problems = [each for each in found if isinstance(each, Problem)]
+    values: dict[KeyPath, Any] = {}
+    sources: dict[KeyPath, str] = {}
+    unsound: set[KeyPath] = set()
+    for each in found:
+        if isinstance(each, Given):
+            try:
+                values[each.path] = KEYS[_generic(each.path)].kind.parse(each.text)
+                sources[each.path] = each.source
+            except ValueError as error:
+                problems.append(Problem(_dotted(each.path), shown(each.text), str(error), each.source))
+                unsound.add(each.path)
+    settings = _lay_over(Settings(), (), values)
+    problems += _contradictions(settings, sources, unsound)
+    if problems:
+        raise ConfigError(tuple(problems))
+    return settings
+
+
+def shown(text: str) -> str:
+    """Quote a value for a message: short, on one line, without what may be a password or a token."""
+    text = re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", text)
+    if "://" in text:
+        text = re.sub(r"(?s)([?#]).*", r"\1***", text)
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…")
+
+
+def _lay_over(base: S, at: KeyPath, values: Mapping[KeyPath, Any]) -> S:
+    """Return `base`, a settings dataclass, with the given values in place of its own."""
+    changes: dict[str, Any] = {}
+    for each in fields(base):  # type: ignore[arg-type] # S is bound to no protocol that mypy takes for a dataclass
+        here = (*at, each.name)
+        if "kind" in each.metadata:
+            if here in values:
+                changes[each.name] = values[here]
+        elif "each" in each.metadata:
+            names = {path[len(here)]: None for path in values if path[: len(here)] == here}
+            over = changes[each.metadata["over"]]  # a section, declared before
+            changes[each.name] = {name: _lay_over(over, (*here, name), values) for name in names}
+        else:
+            changes[each.name] = _lay_over(getattr(base, each.name), here, values)
+    return replace(base, **changes)  # type: ignore[type-var] # as above
+
+
+def _contradictions(settings: Settings, sources: Mapping[KeyPath, str], unsound: set[KeyPath]) -> list[Problem]:
+    written = effective(settings)
+    problems: dict[tuple[KeyPath, KeyPath], Problem] = {}
+    for path, other, allowed in contradictions(settings):
+        first, second = (_origin(each, sources) for each in (path, other))
+        if unsound.isdisjoint((first, second)):
+            against = f"{_dotted(second)}, which is {_at(written, other)} ({sources.get(second, 'default')})"
+            problems[first, second] = Problem(
+                _dotted(first), shown(_at(written, path)), f"{allowed} {against}", sources.get(first, "default")
+            )
+    return list(problems.values())
+
+
+def _origin(path: KeyPath, sources: Mapping[KeyPath, str]) -> KeyPath:
+    """Return the key that a value comes from: a node's own, or the default policy's."""
+    return path if path in sources or path[:2] != ("policy", "nodes") else ("policy", "default", path[-1])
+
+
+def _at(written: Any, path: KeyPath) -> str:
+    for name in path:
+        written = written[name]
+    return str(written)
+
+
+def _from_flags(flags: Mapping[str, str]) -> Iterator[Given | Problem]:
+    for name, text in flags.items():
+        source = f"flag --{re.sub('[._]', '-', name)}"
+        parts = tuple(name.split("."))
+        path = _resolve(parts, ".")
+        yield Given(path, text, source) if path else _unknown(parts, source)
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[Given | Problem]:
+    seen: dict[KeyPath, str] = {}
+    for name, text in sorted(environ.items()):
+        if not name.startswith(PREFIX) or name == PATH_VARIABLE:
+            continue
+        source = f"environment {name}"
+        parts = tuple(name.removeprefix(PREFIX).split("__"))
+        path = _resolve(parts, "__")
+        if path is None:
+            if not _SERVICE_LINK.fullmatch(name):
+                yield _unknown(parts, source, variable=True)
+        elif path in seen:
+            yield Problem(_dotted(path), "", f"one variable for a key; see {seen[path]}", source, "is set twice")
+        else:
+            seen[path] = name
+            yield Given(path, text, source)
+
+
+def _from_file(path: Path | None) -> Iterator[Given | Problem]:
+    if path is None:
+        return
+    name = str(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            yield _unusable(name, f"is larger than {LARGEST_FILE} bytes")
+            return
+        text = data.decode("utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.BaseLoader)  # leaves every scalar as its text
+    except OSError as error:
+        yield _unusable(name, f"cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        yield _unusable(name, "is not UTF-8 text", line=data.count(b"\n", 0, error.start))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        yield _unusable(name, f"holds a character that YAML does not allow, {error.character!r}", line)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line if error.problem_mark else 0
+        bare = _BARE_IPV6.search(text.splitlines()[line]) if line < len(text.splitlines()) else None
+        hint = '; write an IPv6 address in quotes: "[::1]:8002"' if bare else ""
+        yield _unusable(name, f"is not YAML: {error.problem}", line, hint)
+    except RecursionError:
+        yield _unusable(name, "is nested too deeply")
+    else:
+        if root is not None:
+            yield from _from_node(root, (), name)
+
+
+def _unusable(name: str, mistake: str, line: int | None = None, hint: str = "") -> Problem:
+    source = "file" if line is None else f"{name} line {line + 1}"
+    allowed = f"a YAML file of the keys in docs/settings.md, 1 MiB at most{hint}"
+    return Problem("config", shown(name), allowed, source, mistake)
+
+
+def _from_node(node: yaml.Node, path: KeyPath, name: str) -> Iterator[Given | Problem]:
+    source = _line(node, name)
+    scalar = node.value if isinstance(node, yaml.ScalarNode) and node.tag == _YAML_TEXT else None
+    key = KEYS.get(_generic(path))
+    if key is not None and scalar is not None:
+        yield Given(path, scalar, source)
+    elif key is not None:
+        yield Problem(_dotted(path), _shape(node), key.kind.allowed, source)
+    elif isinstance(node, yaml.MappingNode):
+        yield from _from_mapping(node, path, name)
+    elif scalar not in {"", "~", "null"}:  # a section with nothing in it, or with all of it commented out
+        value = _shape(node) if scalar is None else shown(scalar)
+        yield Problem(_dotted(path) or "config", value, f"a mapping of {_children(path)}", source)
+
+
+def _from_mapping(node: yaml.MappingNode, path: KeyPath, name: str) -> Iterator[Given | Problem]:
+    seen: dict[str, str] = {}
+    for key, value in node.value:
+        source = _line(key, name)
+        if not isinstance(key, yaml.ScalarNode) or key.value in {"", "~"}:
+            yield Problem(_dotted(path) or "config", _shape(key), _children(path), source, "is not a key")
+        elif key.value in seen:
+            again = f"each key once; see {seen[key.value]}"
+            yield Problem(_dotted((*path, key.value)), "", again, source, "is set twice")
+        else:
+            seen[key.value] = source
+            below = (*path, key.value)
+            known = _generic(below) in KEYS or _generic(below) in SECTIONS
+            yield from _from_node(value, below, name) if known else [_unknown(below, source)]
+
+
+def _line(node: yaml.Node, name: str) -> str:
+    return f"{name} line {node.start_mark.line + 1}"
+
+
+def _shape(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    return "nothing" if node.tag == _YAML_TEXT else f"a value with the tag {shown(node.tag)}"
+
+
+def _generic(path: KeyPath) -> KeyPath:
+    """Return the path as it stands in KEYS and SECTIONS: with "*" for a name that is free."""
+    for depth in range(len(path)):
+        if ANY in SECTIONS.get(path[:depth], ()):
+            return (*path[:depth], ANY, *path[depth + 1 :])
+    return path
+
+
+def _resolve(parts: KeyPath, separator: str) -> KeyPath | None:
+    """Return the key that a variable or flag names; a free name keeps its case and may hold the separator."""
+    lower = tuple(part.lower() for part in parts)
+    for path in KEYS:
+        if ANY in path:
+            start, end = path.index(ANY), len(parts) - len(path) + path.index(ANY) + 1
+            name = separator.join(parts[start:end])
+            if name and (*lower[:start], ANY, *lower[end:]) == path:
+                return (*path[:start], name, *path[start + 1 :])
+        elif lower == path:
+            return path
+    return None
+
+
+def _unknown(parts: KeyPath, source: str, *, variable: bool = False) -> Problem:
+    """Report an unknown key, without its value: it may be a password under a misspelt name."""
+    near = _nearest(tuple(part.lower() for part in parts) if variable else parts)
+    spelt = near and (PREFIX + "__".join(near).upper() if variable else _dotted(near))
+    hint = f"; did you mean {spelt}?" if spelt else ""
+    section = next(parts[:depth] for depth in range(len(parts) - 1, -1, -1) if _generic(parts[:depth]) in SECTIONS)
+    return Problem(_dotted(parts), "", f"{_children(section)}{hint}", source, "is no known key")
+
+
+def _nearest(parts: KeyPath) -> KeyPath | None:
+    """Return the known key that is spelt most like this one, or that has its name in another section."""
+    generic = _generic(parts)
+    depth = generic.index(ANY) if ANY in generic else None
+    known = {
+        ".".join(path): path
+        for path in [*KEYS, *SECTIONS]
+        if ANY not in path or (depth is not None and path[: depth + 1] == generic[: depth + 1])
+    }
+    close = difflib.get_close_matches(".".join(generic), known, n=1, cutoff=0.7)
+    same = [path for path in known.values() if path and path[-1] == parts[-1]]
+    nearest = known[close[0]] if close else next(iter(same), None)
+    if nearest is None or depth is None or ANY not in nearest:
+        return nearest
+    return (*nearest[:depth], parts[depth], *nearest[depth + 1 :])
+
+
+def _children(path: KeyPath) -> str:
+    names = SECTIONS[_generic(path)]
+    return "node names" if ANY in names else ", ".join(names)
+
+
+def _dotted(path: KeyPath) -> str:
+    text = ".".join(path)
+    return text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown(text)

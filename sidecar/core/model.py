@@ -1,0 +1,85 @@
+"""What is asked for, what is kept, and what is answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sidecar.core.cache_status import Provenance
+from sidecar.core.prompt import CompiledTemplate
+
+
+class PromptKey(NamedTuple):
+    """Whose prompt for which step; all of what an entry depends on."""
+
+    user_id: int
+    node_name: str
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Document:
+    """A template and the settings that the upstream served with it, ready to render (contract §4 promise 3)."""
+
+    template: CompiledTemplate
+    settings: Mapping[str, str]
+    """All of the user's settings, as served."""
+    required: frozenset[str]
+    """Names that only a request can give."""
+    stated_ttl: float | None
+    """Seconds; None where the upstream states no lifetime."""
+    etag: str | None
+    static: Mapping[str, str]
+    """The settings that the template reads, escaped once where that is sound."""
+    used: Mapping[str, str]
+    """The settings that the template reads, as served."""
+
+    @classmethod
+    def of(
+        cls,
+        template: CompiledTemplate,
+        settings: Mapping[str, str],
+        *,
+        required: frozenset[str],
+        stated_ttl: float | None,
+        etag: str | None,
+    ) -> "Document":
+        """Make a document, doing now what need not be done for each request."""
+        used = {name: settings[name] for name in settings if name in template.names}
+        return cls(template, settings, required, stated_ttl, etag, template.prepare(used), used)
+
+    @property
+    def hollow(self) -> bool:
+        """Whether nothing is set of what the template wants from the settings.
+
+        Today's service answers like this when its database is down: well-formed, and wrong.
+        """
+        wanted = self.template.names - self.required
+        return bool(wanted) and not any(self.used.get(name, "").strip() for name in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A document, and when the upstream last said that it holds."""
+
+    document: Document
+    confirmed_at: float
+    """An instant of the process's monotonic clock, taken before the request was sent (RFC 9111 §4.2.3, less `Age`)."""
+    spread: float
+    """In [-1, 1]: this entry's place in the spread of the ttl."""
+
+
+def may_replace(new: Entry, old: Entry | None) -> bool:
+    """Return whether a new entry may take an old one's place: never an older one (contract §4 promise 9)."""
+    return old is None or new.confirmed_at >= old.confirmed_at
+
+
+def hollowed(new: Document, old: Document | None) -> bool:
+    """Return whether an answer has lost all settings although its template is the same: a sick upstream, not a change."""
+    return old is not None and new.template.digest == old.template.digest and new.hollow and not old.hollow
+
+
+class Rendered(NamedTuple):
+    """A prompt, and how it was made."""
+
+    prompt: str
+    used_placeholders: Mapping[str, Any]
+    provenance: Provenance

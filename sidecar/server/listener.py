@@ -1,0 +1,96 @@
+"""LearnFlow's listener: aiohttp's low-level server, a table of routes, problems instead of plain text."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from sidecar.core.events import Crashed
+from sidecar.server.responses import problem
+from sidecar.service.ports import Observer
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+"""What answers one request."""
+
+
+class _Protocol(RequestHandler):
+    """aiohttp's protocol, whose own errors are answered as problems, and logged as ours."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 — it quotes the client's bytes
+    ) -> web.StreamResponse:
+        """Answer what was no HTTP request, or what a handler did not foresee."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun already")
+        if status == 500:
+            assert isinstance(self._manager, _Server)
+            if exc is not None:
+                self._manager.observe(Crashed("request", exc))
+            response = problem(500, "The sidecar failed to answer; its log says why.")
+        elif isinstance(exc, LineTooLong) or "Too many" in str(exc):
+            response = problem(
+                431, "The request line or the headers are larger than limits.max_header or limits.max_headers."
+            )
+        else:
+            response = problem(status, "The request is not valid HTTP/1.1.")
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    """A server that makes our protocol; aiohttp has no setting for it."""
+
+    def __init__(self, handler: Handler, observer: Observer, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self.observe = observer
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+
+class Routes:
+    """One handler a path and method; anything else is a problem."""
+
+    def __init__(self, table: Mapping[tuple[str, str], Handler]) -> None:
+        self._table = dict(table)
+        self._methods: dict[str, list[str]] = {}
+        for method, path in self._table:
+            self._methods.setdefault(path, []).append(method)
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer by the table."""
+        method, target = request.method, request.raw_path
+        handler = self._table.get((method, target))
+        if handler is None:
+            path = target.partition("?")[0]
+            handler = self._table.get((method, path))
+            if handler is None:
+                if allowed := self._methods.get(path):
+                    return problem(405, f"{path} takes {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+                return problem(404, "There is nothing at this path.")
+        return await handler(request)
+
+
+def make_server(
+    handler: Handler, observer: Observer, *, max_header: int, max_headers: int, **options: Any
+) -> web.Server:
+    """Make the server of one listener; limits in bytes and in lines."""
+    return _Server(
+        handler,
+        observer,
+        access_log=None,  # one event per decision is logged where it is made
+        max_line_size=max_header,
+        max_field_size=max_header,
+        max_headers=max_headers,
+        auto_decompress=False,  # a body that claims an encoding is refused, never inflated
+        **options,
+    )

@@ -1,0 +1,350 @@
+"""The settings: one frozen dataclass per concern, with the kind and the reason of its default beside every field.
+
+Seconds are floats, sizes are bytes, fractions are 0 to 1. The same metadata checks a value, documents it and shows it;
+a new key is one field.
+"""
+# ruff: noqa: RUF009 # setting() and section() return a dataclasses.field(); nothing mutable is made
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar
+
+from sidecar.core.policy import Policy
+from sidecar.core.units import (
+    Address,
+    BaseUrl,
+    Choice,
+    Either,
+    Kind,
+    ListenAddress,
+    Switch,
+    Whole,
+    duration,
+    percent,
+    setting,
+    size,
+)
+
+__all__ = [
+    "Address",
+    "BreakerSettings",
+    "CacheSettings",
+    "Key",
+    "LimitSettings",
+    "LogFormat",
+    "LogLevel",
+    "LogSettings",
+    "MetricsSettings",
+    "OpsSettings",
+    "KeyPath",
+    "PolicySettings",
+    "RenderSettings",
+    "RetrySettings",
+    "Settings",
+    "UpstreamApi",
+    "UpstreamSettings",
+    "contradictions",
+    "effective",
+    "keys",
+]
+
+KeyPath = tuple[str, ...]
+S = TypeVar("S")
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Profile(StrEnum):
+    """Stand-in."""
+
+    STRICT = "strict"
+    FULL = "full"
+
+
+class Undefined(StrEnum):
+    """Stand-in."""
+
+    STRICT = "strict"
+    EMPTY = "empty"
+
+
+class UpstreamApi(StrEnum):
+    """Which generation of the config service is behind us (contract §2)."""
+
+    AUTO = "auto"
+    PROMPT_DATA = "prompt-data"
+
+
+class LogLevel(StrEnum):
+    """The least important event that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a log line is written."""
+
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
+
+
+def section(of: type[S]) -> S:
+    """Declare a field that holds settings of its own."""
+    made: S = field(default_factory=of)
+    return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpsSettings:
+    """The ops listener: liveness, readiness, metrics and status."""
+
+    listen: Address = setting(
+        Address("127.0.0.1", 9102),
+        ListenAddress(),
+        "closed to others until opened; 0.0.0.0:9102 in a pod, for Prometheus and the kubelet",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSettings:
+    """The config service behind the sidecar."""
+
+    url: str = setting(
+        "http://prompt-config-service:8002", BaseUrl(), "the name and port of the service in LearnFlow's deployments"
+    )
+    api: UpstreamApi = setting(
+        UpstreamApi.AUTO, Choice(UpstreamApi), "auto finds out what the service offers, and notices an upgrade"
+    )
+    max_in_flight: int = setting(
+        64, Whole(1, 10_000), "requests out at the upstream at once (bulkhead): a slow one must not hold every socket"
+    )
+    max_response: int = setting(
+        2 * MIB, size("1KiB", "1GiB"), "a response beyond it is garbage; templates are a few KiB"
+    )
+    connect_timeout: float = setting(
+        0.5, duration("1ms", "1m"), "part of per_try_timeout; inside a cluster a connection takes a few ms, or fails"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrySettings:
+    """Repeated attempts at the upstream, inside the deadline."""
+
+    attempts: int = setting(3, Whole(1, 10), "the first one included; a third still fits into the deadline")
+    per_try_timeout: float = setting(
+        1.0, duration("1ms", "10m"), "how long one attempt may take, connecting included; at most the deadline"
+    )
+    backoff: float = setting(
+        0.1, duration("0s", "1m"), "the first pause is at most this long (full jitter), doubled for each further one"
+    )
+    max_backoff: float = setting(1.0, duration("0s", "1m"), "no pause is longer; a quarter of the deadline")
+    budget: float = setting(
+        0.2, percent(), "retries per request over time; more would multiply the load on a service in trouble"
+    )
+    budget_reserve: int = setting(
+        10, Whole(0, 10_000), "retries that may always be made before the budget counts: a quiet sidecar can retry too"
+    )
+    min_attempt: float = setting(
+        0.05, duration("0s", "1m"), "no attempt is begun with less time left: it could only fail, and cost the upstream"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSettings:
+    """The circuit breaker before the upstream."""
+
+    fail_max: int = setting(5, Whole(1, 1000), "failures in a row that open the circuit: more than one request's worth")
+    reset_timeout: float = setting(
+        10.0, duration("1ms", "1h"), "how long the circuit stays open before a trial call: about a restart's time"
+    )
+    success_threshold: int = setting(
+        2, Whole(1, 1000), "trial calls that must succeed before the circuit closes: one may be luck"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """How old the data of a prompt may be: a default, and what differs for a node."""
+
+    default: Policy = section(Policy)
+    nodes: Mapping[str, Policy] = field(
+        default_factory=dict,
+        metadata={
+            "each": Policy,
+            "over": "default",
+            "reason": "a node's own keys, laid over the default; node names as the config service spells them",
+            "example": "security_guard_detection: {strategy: network-first, stale_if_error: 0s}",
+        },
+    )
+
+    def for_node(self, node: str) -> Policy:
+        """Return the node's policy, or the default where it has none of its own."""
+        return self.nodes.get(node, self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderSettings:
+    """How a template becomes a prompt, and how much it may take."""
+
+    profile: Profile = setting(
+        Profile.STRICT, Choice(Profile), "what a template may use; strict is what prompts need, and keeps them bounded"
+    )
+    autoescape: bool | None = setting(
+        None,
+        Either("auto", Switch()),
+        "auto: as the upstream's generation renders, so that prompts stay the same bytes",
+    )
+    undefined: Undefined | None = setting(
+        None,
+        Either("auto", Choice(Undefined)),
+        "what an unknown placeholder becomes; auto: as the upstream's generation does",
+    )
+    max_template: int = setting(
+        256 * KIB, size("1B", "64MiB"), "a longer template is refused when it arrives; real ones are a few KiB"
+    )
+    max_output: int = setting(
+        4 * MIB, size("1B", "1GiB"), "a longer prompt is an error: beyond any model's context, so a template gone wrong"
+    )
+    max_iterations: int = setting(
+        100_000, Whole(1, 100_000_000), "rounds of all loops of one rendering; a template cannot hold the pod up"
+    )
+    max_time: float = setting(
+        0.1, duration("1ms", "1m"), "one rendering takes some 10 µs; beyond this the template has gone wrong"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """The cache in memory; whichever bound is met first evicts the least recently used."""
+
+    max_entries: int = setting(100_000, Whole(1, 100_000_000), "one per user and node")
+    max_bytes: int = setting(64 * MIB, size("1KiB", "1GiB"), "fits into a pod limited to 256 MiB, with the rest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What a request to the sidecar may weigh."""
+
+    max_body: int = setting(4 * MIB, size("1KiB", "1GiB"), "a larger body is refused with 413; a context is some KiB")
+    max_header: int = setting(
+        16 * KIB, size("1KiB", "1MiB"), "one header line, and the request line; a larger one is refused with 431"
+    )
+    max_headers: int = setting(100, Whole(1, 10_000), "header lines of one request; more are refused with 431")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """The log, on standard error."""
+
+    level: LogLevel = setting(LogLevel.INFO, Choice(LogLevel), "debug adds a line per request")
+    format: LogFormat = setting(
+        LogFormat.AUTO, Choice(LogFormat), "auto: console on a terminal, else JSON, one object per line"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """The metrics at `/metrics`."""
+
+    max_nodes: int = setting(
+        100, Whole(1, 10_000), "node names kept as label values, further ones count as `other`: each costs 30 series"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set."""
+
+    listen: Address = setting(
+        Address("127.0.0.1", 8002),
+        ListenAddress(loopback_only=True),
+        "where LearnFlow looks for the config service (PROMPT_SERVICE_URL); only its own pod may ask",
+    )
+    ops: OpsSettings = section(OpsSettings)
+    upstream: UpstreamSettings = section(UpstreamSettings)
+    deadline: float = setting(
+        4.0,
+        duration("10ms", "10m"),
+        "every request is answered within it, and the drain waits as long; below the 5 s that LearnFlow waits",
+    )
+    retry: RetrySettings = section(RetrySettings)
+    breaker: BreakerSettings = section(BreakerSettings)
+    policy: PolicySettings = section(PolicySettings)
+    render: RenderSettings = section(RenderSettings)
+    cache: CacheSettings = section(CacheSettings)
+    limits: LimitSettings = section(LimitSettings)
+    log: LogSettings = section(LogSettings)
+    metrics: MetricsSettings = section(MetricsSettings)
+
+
+class Key(NamedTuple):
+    """One key of the settings."""
+
+    path: KeyPath  # "*" stands for any name
+    kind: Kind[Any]
+    default: str
+    reason: str
+
+
+ANY = "*"
+
+
+def keys(of: Any = None, at: KeyPath = ()) -> Iterator[Key]:
+    """Walk over every key, in the order of the file."""
+    of = Settings() if of is None else of
+    for each in fields(of):
+        here = (*at, each.name)
+        value = getattr(of, each.name)
+        if "kind" in each.metadata:
+            kind = each.metadata["kind"]
+            yield Key(here, kind, kind.format(value), each.metadata["reason"])
+        elif "each" in each.metadata:
+            yield from keys(each.metadata["each"](), (*here, ANY))
+        else:
+            yield from keys(value, here)
+
+
+def effective(settings: Any) -> dict[str, Any]:
+    """Return the settings as they would be written: nested, every value as text in its unit."""
+    return {each.name: _written(getattr(settings, each.name), each.metadata.get("kind")) for each in fields(settings)}
+
+
+def _written(value: Any, kind: Kind[Any] | None) -> Any:
+    if kind is not None:
+        return kind.format(value)
+    if is_dataclass(value):
+        return effective(value)
+    return {name: effective(each) for name, each in value.items()}
+
+
+class Contradiction(NamedTuple):
+    """Two keys, each allowed, that cannot both hold."""
+
+    path: KeyPath
+    other: KeyPath
+    allowed: str  # of the first, in words; the other's value follows
+
+
+def contradictions(settings: Settings) -> Iterator[Contradiction]:
+    """Find what each key's own kind cannot see."""
+    policies: dict[KeyPath, Policy] = {("policy", "default"): settings.policy.default}
+    policies |= {("policy", "nodes", name): policy for name, policy in settings.policy.nodes.items()}
+    deadline, retry = settings.deadline, settings.retry
+    ordered: list[tuple[KeyPath, float | None, KeyPath, float]] = [
+        (("retry", "per_try_timeout"), retry.per_try_timeout, ("deadline",), deadline),
+        (("retry", "min_attempt"), retry.min_attempt, ("deadline",), deadline),
+        (("retry", "backoff"), retry.backoff, ("retry", "max_backoff"), retry.max_backoff),
+    ]
+    for at, policy in policies.items():
+        ordered.append(((*at, "network_timeout"), policy.network_timeout, ("deadline",), deadline))
+        ordered.append(((*at, "ttl"), policy.ttl, (*at, "max_ttl"), policy.max_ttl))
+    for path, value, other, most in ordered:
+        if value is not None and value > most:
+            yield Contradiction(path, other, f"at most {'.'.join(other)}")
+    if settings.ops.listen.overlaps(settings.listen):
+        yield Contradiction(("ops", "listen"), ("listen",), "another address than listen")

@@ -1,0 +1,112 @@
+"""structlog: one event per decision that matters, JSON or readable on a terminal (contract §4 promise 1)."""
+
+import logging
+import sys
+import traceback
+from typing import Literal, TextIO
+
+import structlog
+
+from sidecar.core.events import (
+    BreakerChanged,
+    Crashed,
+    Evicted,
+    FetchFailed,
+    NotRendered,
+    Outcome,
+    RenderedEmpty,
+    RequestOutcome,
+    Retried,
+    UpstreamAttempt,
+)
+from sidecar.telemetry.dispatch import Handlers
+
+OTHER = "other"
+"""What stands for a node that the upstream never confirmed."""
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure_logs(*, level: str, style: Literal["auto", "json", "console"], stream: TextIO | None = None) -> None:
+    """Send events to standard error; `auto` is readable on a terminal and JSON elsewhere."""
+    stream = sys.stderr if stream is None else stream
+    readable = style == "console" or (style == "auto" and stream.isatty())
+    renderers: list[structlog.types.Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty())] if readable else [structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    # asyncio's and aiohttp's own complaints come out as ours do, without the client's bytes.
+    logging.basicConfig(level=logging.ERROR, handlers=[_Forward()], force=True)
+
+
+def where(error: BaseException) -> list[str]:
+    """Return the frames of an error, and neither its text nor its variables: both may hold content."""
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+
+
+class _Forward(logging.Handler):
+    """Hands the libraries' records to structlog: who complained, and the kind of error, never its text."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        fields = {"error": type(error).__name__, "where": where(error)} if error else {}
+        structlog.get_logger().log(record.levelno, "library_error", logger=record.name, **fields)
+
+
+class LogListener:
+    """Tells the log what happened; what goes well is told at debug level only."""
+
+    def __init__(self) -> None:
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._debug = self._log.is_enabled_for(logging.DEBUG)
+
+    def handlers(self) -> Handlers:
+        """Return what is told of each event."""
+        log = self._log
+        return {
+            RequestOutcome: self._request_finished,
+            Retried: lambda e: log.info("upstream_retried", reason=e.reason.value),
+            BreakerChanged: lambda e: log.warning("circuit_changed", breaker=e.breaker, to=e.to),
+            FetchFailed: lambda e: log.warning(
+                "fetch_failed", node=e.node or OTHER, reason=e.kind.value, detail=e.detail
+            ),
+            Evicted: lambda e: log.info("entry_evicted", node=e.node or OTHER),
+            RenderedEmpty: lambda e: log.warning("placeholder_rendered_empty", node=e.node or OTHER, names=e.names),
+            NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
+            Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
+        } | ({UpstreamAttempt: self._attempted} if self._debug else {})
+
+    def _attempted(self, event: UpstreamAttempt) -> None:
+        self._log.debug("upstream_called", **event._asdict())
+
+    def _request_finished(self, outcome: RequestOutcome) -> None:
+        if outcome.outcome is Outcome.FRESH and not self._debug:
+            return
+        fields = {
+            "node": outcome.node or OTHER,
+            "outcome": outcome.outcome.value,
+            "status": outcome.status,
+            "seconds": round(outcome.seconds, 6),
+        }
+        if outcome.age is not None:
+            fields["age_seconds"] = round(outcome.age, 3)
+        if outcome.detail is not None:
+            fields["detail"] = outcome.detail
+        match outcome.outcome:
+            case Outcome.FRESH:
+                self._log.debug("prompt_served", **fields)
+            case Outcome.STALE:
+                self._log.warning("stale_prompt_served", **fields)
+            case Outcome.ERROR:
+                self._log.warning("prompt_refused", **fields)
+            case _:
+                self._log.info("prompt_served", **fields)

@@ -1,0 +1,260 @@
+"""Prometheus metrics (contract §6): a listener, and collectors that cost nothing until a scrape comes."""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from sidecar.core.errors import FailureKind
+from sidecar.core.events import (
+    BreakerChanged,
+    Coalesced,
+    Evicted,
+    NotRendered,
+    Outcome,
+    RenderedEmpty,
+    RequestOutcome,
+    Retried,
+    UpstreamAttempt,
+)
+from sidecar.telemetry.dispatch import Handlers
+
+OTHER = "other"
+"""The node label of what the upstream never confirmed: random names make no series."""
+REQUEST_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 4.0, 5.0)
+"""Seconds: a hit takes tenths of a millisecond, a miss an attempt, the worst the deadline (LearnFlow gives up at 5)."""
+UPSTREAM_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Seconds: today's service answers in about 11 ms, an attempt ends at 1 s."""
+RENDER_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.01, 0.1)
+"""Seconds: a plain template takes about 10 µs; the cap is 100 ms."""
+AGE_BUCKETS = (1, 10, 30, 60, 300, 600, 900, 1800, 3600, 5400)
+"""Seconds: the ttl is minutes to an hour, the end of use a quarter of an hour later."""
+BREAKER_STATES = ("closed", "open", "half-open")
+
+
+class CacheStats(Protocol):
+    """What the memory tier counts by itself."""
+
+    bytes: int
+    hits: int
+    misses: int
+    evictions: Tally[str]
+
+    def __len__(self) -> int:
+        """Return how many entries there are."""
+        ...
+
+
+class _CacheCollector(Collector):
+    """Reads the memory tier's own counts when asked."""
+
+    def __init__(self, cache: CacheStats) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterable[Metric]:
+        lookups = CounterMetricFamily(
+            "prompt_sidecar_cache_lookups",
+            "Look-ups by tier and result. A falling share of hits means more traffic to the config service.",
+            labels=("tier", "result"),
+        )
+        lookups.add_metric(("memory", "hit"), self._cache.hits)
+        lookups.add_metric(("memory", "miss"), self._cache.misses)
+        yield lookups
+        entries = GaugeMetricFamily(
+            "prompt_sidecar_cache_entries", "Entries kept. At cache.max_entries the oldest make room.", labels=("tier",)
+        )
+        entries.add_metric(("memory",), len(self._cache))
+        yield entries
+        size = GaugeMetricFamily(
+            "prompt_sidecar_cache_bytes",
+            "Bytes kept, about. At cache.max_bytes the oldest make room.",
+            labels=("tier",),
+        )
+        size.add_metric(("memory",), self._cache.bytes)
+        yield size
+        evictions = CounterMetricFamily(
+            "prompt_sidecar_cache_evictions",
+            "Entries dropped, by reason. Many for `entries` or `bytes`: raise that limit, or fewer survive an outage.",
+            labels=("tier", "reason"),
+        )
+        for reason, count in self._cache.evictions.items():
+            evictions.add_metric(("memory", reason), count)
+        yield evictions
+
+
+class Metrics:
+    """Counts what happens; children are kept, because `labels()` costs on each call."""
+
+    def __init__(self, *, version: str, cache: CacheStats) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "prompt_sidecar_requests_total",
+            "Requests for prompts, by how they ended. `stale`: an outage is being covered; `error`: LearnFlow sees it.",
+            ("node", "outcome"),
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "prompt_sidecar_request_duration_seconds",
+            "From a request's headers to its answer. Past 4 s LearnFlow is close to giving up.",
+            ("node", "outcome"),
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self._age = Histogram(
+            "prompt_sidecar_served_age_seconds",
+            "How long ago the config service confirmed what a prompt was made from. Rising: it does not answer.",
+            ("node",),
+            buckets=AGE_BUCKETS,
+            registry=registry,
+        )
+        self._upstream = Counter(
+            "prompt_sidecar_upstream_requests_total",
+            "Calls to the config service, by result. Anything but ok and not_modified is worth a look there.",
+            ("endpoint", "result"),
+            registry=registry,
+        )
+        self._upstream_duration = Histogram(
+            "prompt_sidecar_upstream_request_duration_seconds",
+            "How long calls to the config service take. Near retry.per_try_timeout they begin to fail.",
+            ("endpoint",),
+            buckets=UPSTREAM_BUCKETS,
+            registry=registry,
+        )
+        self._retries = Counter(
+            "prompt_sidecar_retries_total",
+            "Attempts made again, by what failed before.",
+            ("reason",),
+            registry=registry,
+        )
+        self._coalesced = Counter(
+            "prompt_sidecar_coalesced_requests_total", "Requests that shared another's fetch.", registry=registry
+        )
+        self._breaker = Gauge(
+            "prompt_sidecar_breaker_state",
+            "1 for the circuit's state. open: the config service is not asked; see its own health first.",
+            ("breaker", "state"),
+            registry=registry,
+        )
+        self._transitions = Counter(
+            "prompt_sidecar_breaker_transitions_total",
+            "Changes of the circuit. Many: the config service comes and goes.",
+            ("breaker", "to"),
+            registry=registry,
+        )
+        self._render = Histogram(
+            "prompt_sidecar_render_duration_seconds",
+            "How long rendering takes. Milliseconds point to a heavy template.",
+            buckets=RENDER_BUCKETS,
+            registry=registry,
+        )
+        self._render_errors = Counter(
+            "prompt_sidecar_render_errors_total",
+            "Prompts that could not be rendered, by reason. `required` or `undefined`: template and LearnFlow disagree.",
+            ("reason",),
+            registry=registry,
+        )
+        self._rendered_empty = Counter(
+            "prompt_sidecar_undefined_rendered_empty_total",
+            "Prompts in which a placeholder that nobody gave became nothing, as the config service's own options say.",
+            registry=registry,
+        )
+        self._invalidations = Counter(
+            "prompt_sidecar_invalidations_total",
+            "Entries removed because they no longer hold, by who said so.",
+            ("source",),
+            registry=registry,
+        )
+        self._reload_successful = Gauge(
+            "prompt_sidecar_config_last_reload_successful",
+            "1 if the settings last read were taken; 0: the file has a mistake, the old ones are in force.",
+            registry=registry,
+        )
+        self._reload_at = Gauge(
+            "prompt_sidecar_config_last_reload_success_timestamp_seconds",
+            "When settings were last taken.",
+            registry=registry,
+        )
+        build = Gauge("prompt_sidecar_build_info", "The version that runs.", ("version",), registry=registry)
+        build.labels(version).set(1)
+        registry.register(_CacheCollector(cache))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._children: dict[tuple[str | None, Outcome], Callable[[RequestOutcome], None]] = {}
+        for state in BREAKER_STATES:
+            self._breaker.labels("upstream", state).set(state == "closed")
+            self._transitions.labels("upstream", state)
+        for kind in FailureKind:
+            self._retries.labels(kind.value)
+        self._invalidations.labels("upstream")
+
+    def expose(self, accept: str | None) -> tuple[bytes, str]:
+        """Return what a scrape gets: the body, and its type as the Accept header asks."""
+        encode, content_type = choose_encoder(accept or "")
+        return encode(self.registry), content_type
+
+    def settings_loaded(self, at: float) -> None:
+        """Tell of settings that were taken; `at`: Unix time in seconds."""
+        self._reload_successful.set(1)
+        self._reload_at.set(at)
+
+    def handlers(self) -> Handlers:
+        """Return what is counted of each event."""
+        return {
+            RequestOutcome: self._request_finished,
+            Coalesced: lambda _: self._coalesced.inc(),
+            UpstreamAttempt: self._attempted,
+            Retried: lambda event: self._retries.labels(event.reason.value).inc(),
+            BreakerChanged: self._breaker_changed,
+            Evicted: self._evicted,
+            RenderedEmpty: lambda _: self._rendered_empty.inc(),
+            NotRendered: lambda event: self._render_errors.labels(event.reason).inc(),
+        }
+
+    def _request_finished(self, outcome: RequestOutcome) -> None:
+        key = (outcome.node, outcome.outcome)
+        observe = self._children.get(key)
+        if observe is None:
+            observe = self._children[key] = self._observer_of(*key)
+        observe(outcome)
+
+    def _observer_of(self, node: str | None, outcome: Outcome) -> Callable[[RequestOutcome], None]:
+        label = OTHER if node is None else node
+        count = self._requests.labels(label, outcome.value).inc
+        duration = self._duration.labels(label, outcome.value).observe
+        if outcome is Outcome.ERROR:
+
+            def observe_error(o: RequestOutcome) -> None:
+                count()
+                duration(o.seconds)
+
+            return observe_error
+        age = self._age.labels(label).observe
+        render = self._render.observe
+
+        def observe(o: RequestOutcome) -> None:
+            count()
+            duration(o.seconds)
+            render(o.render_seconds)
+            age(o.age or 0.0)
+
+        return observe
+
+    def _attempted(self, event: UpstreamAttempt) -> None:
+        self._upstream.labels(event.endpoint, event.result).inc()
+        self._upstream_duration.labels(event.endpoint).observe(event.seconds)
+
+    def _breaker_changed(self, event: BreakerChanged) -> None:
+        for state in BREAKER_STATES:
+            self._breaker.labels(event.breaker, state).set(state == event.to)
+        self._transitions.labels(event.breaker, event.to).inc()
+
+    def _evicted(self, _: Evicted) -> None:
+        self._invalidations.labels("upstream").inc()

@@ -1,0 +1,144 @@
+"""pybreaker, asked before and told after; one trial call in half-open.
+
+pybreaker knows no asyncio (measured with 1.4.1): held across an await it lets every waiting call through in half-open,
+lets late failures prolong an open circuit, takes cancellation for a failure, and compares wall-clock times. So it is
+never held across an await: it counts and holds the state; when to try again, who may try, and whose outcome still
+counts is decided here, by a monotonic clock.
+"""
+
+import contextlib
+from types import TracebackType
+from typing import Any, NoReturn
+
+import pybreaker
+
+from sidecar.core.errors import FailureKind, UpstreamFailure, Verdict
+from sidecar.core.events import BreakerChanged
+from sidecar.service.ports import Clock, Observer
+
+TRIAL_RETRY_AFTER = 1.0
+"""Seconds to wait while another's trial call is out: about what an attempt takes."""
+
+
+class _AttemptFailedError(Exception):
+    """What pybreaker is told: that an attempt failed, not how."""
+
+
+def _failed() -> NoReturn:
+    raise _AttemptFailedError
+
+
+class _Listener(pybreaker.CircuitBreakerListener):
+    def __init__(self, breaker: "Breaker") -> None:
+        self._breaker = breaker
+
+    def state_change(self, cb: pybreaker.CircuitBreaker, old_state: Any, new_state: Any) -> None:  # noqa: ARG002 — its interface
+        self._breaker.changed(new_state.name)
+
+
+class Permit:
+    """The right to make one call, given back on every path: leaving its block without a verdict is neutral."""
+
+    __slots__ = ("_breaker", "_generation", "_told", "_trial")
+
+    def __init__(self, breaker: "Breaker", generation: int, *, trial: bool) -> None:
+        self._breaker = breaker
+        self._generation = generation
+        self._trial = trial
+        self._told = Verdict.NEUTRAL
+
+    def tell(self, verdict: Verdict) -> None:
+        """Say how the call ended; what is said last counts."""
+        self._told = verdict
+
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._breaker.done(self._told, self._generation, trial=self._trial)
+
+
+class Breaker:
+    """A circuit breaker for many concurrent calls.
+
+    `fail_max` consecutive failures open it; after `reset_timeout` seconds one call at a time is tried, and
+    `success_threshold` successes in a row close it. An outcome counts only in the state in which its call began.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fail_max: int,
+        reset_timeout: float,
+        success_threshold: int,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._name = name
+        self._clock = clock
+        self._observe = observer
+        self._reset_timeout = reset_timeout
+        self._opened_at = 0.0
+        self._generation = 0
+        self._trial_out = False
+        self._circuit = pybreaker.CircuitBreaker(
+            fail_max=fail_max,
+            reset_timeout=reset_timeout,
+            success_threshold=success_threshold,
+            listeners=[_Listener(self)],
+            name=name,
+        )
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half-open`."""
+        return self._circuit.current_state
+
+    def open_for(self) -> float | None:
+        """Return None where a call may go out now, else the seconds until it is worth asking again."""
+        state = self._circuit.current_state
+        if state == pybreaker.STATE_CLOSED:
+            return None
+        if state == pybreaker.STATE_OPEN:
+            left = self._opened_at + self._reset_timeout - self._clock()
+            return left if left > 0 else None
+        return TRIAL_RETRY_AFTER if self._trial_out else None
+
+    def permit(self) -> Permit:
+        """Return the right to make one call; raises `UpstreamFailure` (circuit_open) where there is none."""
+        wait = self.open_for()
+        if wait is not None:
+            raise UpstreamFailure(
+                FailureKind.CIRCUIT_OPEN,
+                "the circuit to the config service is open after repeated failures",
+                retry_after=wait,
+            )
+        if self._circuit.current_state == pybreaker.STATE_OPEN:
+            self._circuit.half_open()
+        trial = self._circuit.current_state == pybreaker.STATE_HALF_OPEN
+        if trial:
+            self._trial_out = True
+        return Permit(self, self._generation, trial=trial)
+
+    def done(self, verdict: Verdict, generation: int, *, trial: bool) -> None:
+        """Take a permit back, and its verdict if the state is still that in which the call began."""
+        if generation != self._generation:
+            return  # a call of an earlier state: its outcome says nothing of this one
+        if trial:
+            self._trial_out = False
+        if verdict is Verdict.SUCCESS:
+            self._circuit.call(lambda: None)
+        elif verdict is Verdict.FAILURE:
+            with contextlib.suppress(_AttemptFailedError, pybreaker.CircuitBreakerError):
+                self._circuit.call(_failed)
+
+    def changed(self, to: str) -> None:
+        """Note a transition of the circuit."""
+        self._generation += 1
+        self._trial_out = False
+        if to == pybreaker.STATE_OPEN:
+            self._opened_at = self._clock()
+        self._observe(BreakerChanged(self._name, to))

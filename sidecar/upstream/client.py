@@ -1,0 +1,108 @@
+"""One ClientSession; every way in which a call can fail becomes one of our failures here."""
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import aiohttp
+
+from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
+
+IDLE_SECONDS = 3.0
+"""How long an idle connection is kept: the config service closes its own after 5 s, and we must be first."""
+MAX_RETRY_AFTER = 3600.0
+"""Seconds; a Retry-After beyond it is a typo or a date from another calendar."""
+
+
+class Response(NamedTuple):
+    """A whole answer: 200, or 304 where that was asked for."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class UpstreamClient:
+    """Calls to the config service: bounded answers, no redirects, no cookies, no proxies from the environment."""
+
+    def __init__(self, base_url: str, *, connect_timeout: float, max_response: int) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._max_response = max_response
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),  # the bulkhead is the limit
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "prompt-sidecar"},
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def post(self, path: str, body: bytes, *, if_none_match: str | None = None) -> Response:
+        """Post JSON and return a 200, or a 304 if `if_none_match` was given; raises `UpstreamFailure` for all else."""
+        headers = {"Content-Type": "application/json"}
+        if if_none_match is not None:
+            headers["If-None-Match"] = if_none_match
+        try:
+            async with self._session.post(
+                self._base_url + path, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                if response.status == 304 and if_none_match is not None:
+                    return Response(304, response.headers, b"")
+                content = await self._read(response)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise UpstreamFailure(
+                FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
+            ) from error
+        except aiohttp.ClientConnectorError as error:
+            raise UpstreamFailure(FailureKind.CONNECT_ERROR, "no connection to the config service") from error
+        except aiohttp.ClientResponseError as error:
+            raise UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP") from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            raise UpstreamFailure(
+                FailureKind.RESET, "the connection to the config service broke before its answer was whole"
+            ) from error
+        if response.status == 200:
+            return Response(200, response.headers, content)
+        raise _failure(response, content)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        content = bytearray()
+        async for chunk in response.content.iter_any():
+            content += chunk
+            if len(content) > self._max_response:
+                response.close()
+                raise UpstreamFailure(
+                    FailureKind.GARBAGE,
+                    f"the config service's answer is larger than upstream.max_response ({self._max_response} bytes)",
+                    status=response.status,
+                )
+        return bytes(content)
+
+
+def _failure(response: aiohttp.ClientResponse, content: bytes) -> UpstreamFailure:
+    kind = kind_of_status(response.status)
+    answer = None
+    if kind in {FailureKind.GONE, FailureKind.REFUSED}:
+        answer = Answer(response.status, content, response.headers.get("Content-Type", "application/octet-stream"))
+    return UpstreamFailure(
+        kind,
+        f"the config service answered {response.status}",
+        status=response.status,
+        retry_after=retry_after_seconds(response.headers.get("Retry-After")),
+        answer=answer,
+    )
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """Read Retry-After (RFC 9110 §10.2.3); the date form is not used between services and is ignored."""
+    if value is None or not value.strip().isascii() or not value.strip().isdigit():
+        return None
+    return min(float(value), MAX_RETRY_AFTER)
+
+
+def encode(body: Mapping[str, object]) -> bytes:
+    """Encode a request body."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
