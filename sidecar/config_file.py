@@ -5,7 +5,7 @@ A source becomes a stream of `Given` and `Problem`; what is given is text, whate
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -147,9 +147,8 @@ def _at(written: Any, path: KeyPath) -> str:
 def _from_flags(flags: Mapping[str, str]) -> Iterator[Given | Problem]:
     for name, text in flags.items():
         source = f"flag --{re.sub('[._]', '-', name)}"
-        parts = tuple(name.split("."))
-        path = _resolve(parts, ".")
-        yield Given(path, text, source) if path else _unknown(parts, source)
+        path = _resolve(name, ".")
+        yield Given(path, text, source) if path else _unknown(_lower(name.split(".")), source)
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[Given | Problem]:
@@ -158,11 +157,11 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[Given | Problem]:
         if not name.startswith(PREFIX) or name == PATH_VARIABLE:
             continue
         source = f"environment {name}"
-        parts = tuple(name.removeprefix(PREFIX).split("__"))
-        path = _resolve(parts, "__")
+        path = _resolve(name.removeprefix(PREFIX), "__")
         if path is None:
             if not _SERVICE_LINK.fullmatch(name):
-                yield _unknown(parts, source, variable=True)
+                parts = _lower(name.removeprefix(PREFIX).split("__"))
+                yield _unknown(parts, source, spell=variable)
         elif path in seen:
             yield Problem(_dotted(path), "", f"one variable for a key; see {seen[path]}", source, "is set twice")
         else:
@@ -188,12 +187,13 @@ def _from_file(path: Path | None) -> Iterator[Given | Problem]:
         yield _unusable(name, "is not UTF-8 text", line=data.count(b"\n", 0, error.start))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
-        yield _unusable(name, f"holds a character that YAML does not allow, {error.character!r}", line)
+        yield _unusable(name, "holds a control character", line)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
         bare = _BARE_IPV6.search(text.splitlines()[line]) if line < len(text.splitlines()) else None
         hint = '; write an IPv6 address in quotes: "[::1]:8002"' if bare else ""
-        yield _unusable(name, f"is not YAML: {error.problem}", line, hint)
+        what = " ".join(filter(None, (error.context, error.problem)))
+        yield _unusable(name, f"is not YAML, {what}", line, hint)
     except RecursionError:
         yield _unusable(name, "is nested too deeply")
     else:
@@ -226,7 +226,7 @@ def _from_mapping(node: yaml.MappingNode, path: KeyPath, name: str) -> Iterator[
     seen: dict[str, str] = {}
     for key, value in node.value:
         source = _line(key, name)
-        if not isinstance(key, yaml.ScalarNode) or key.value in {"", "~"}:
+        if not isinstance(key, yaml.ScalarNode) or (key.style is None and key.value in {"", "~"}):
             yield Problem(_dotted(path) or "config", _shape(key), _children(path), source, "is not a key")
         elif key.value in seen:
             again = f"each key once; see {seen[key.value]}"
@@ -258,25 +258,32 @@ def _generic(path: KeyPath) -> KeyPath:
     return path
 
 
-def _resolve(parts: KeyPath, separator: str) -> KeyPath | None:
+def _lower(parts: Sequence[str]) -> KeyPath:
+    """Return the parts in lower case, but for a free name."""
+    lower = tuple(part.lower() for part in parts)
+    pairs = zip(lower, parts, _generic(lower), strict=True)
+    return tuple(part if generic == ANY else low for low, part, generic in pairs)
+
+
+def _resolve(name: str, separator: str) -> KeyPath | None:
     """Return the key that a variable or flag names; a free name keeps its case and may hold the separator."""
+    parts = name.split(separator)
     lower = tuple(part.lower() for part in parts)
     for path in KEYS:
         if ANY in path:
             start, end = path.index(ANY), len(parts) - len(path) + path.index(ANY) + 1
-            name = separator.join(parts[start:end])
-            if name and (*lower[:start], ANY, *lower[end:]) == path:
-                return (*path[:start], name, *path[start + 1 :])
+            free = separator.join(parts[start:end])
+            if free and (*lower[:start], ANY, *lower[end:]) == path:
+                return (*path[:start], free, *path[start + 1 :])
         elif lower == path:
             return path
     return None
 
 
-def _unknown(parts: KeyPath, source: str, *, variable: bool = False) -> Problem:
+def _unknown(parts: KeyPath, source: str, spell: Callable[[KeyPath], str] = ".".join) -> Problem:
     """Report an unknown key, without its value: it may be a password under a misspelt name."""
-    near = _nearest(tuple(part.lower() for part in parts) if variable else parts)
-    spelt = near and (PREFIX + "__".join(near).upper() if variable else _dotted(near))
-    hint = f"; did you mean {spelt}?" if spelt else ""
+    near = _nearest(parts)
+    hint = f"; did you mean {spell(near)}?" if near else ""
     section = next(parts[:depth] for depth in range(len(parts) - 1, -1, -1) if _generic(parts[:depth]) in SECTIONS)
     return Problem(_dotted(parts), "", f"{_children(section)}{hint}", source, "is no known key")
 
@@ -296,6 +303,12 @@ def _nearest(parts: KeyPath) -> KeyPath | None:
     if nearest is None or depth is None or ANY not in nearest:
         return nearest
     return (*nearest[:depth], parts[depth], *nearest[depth + 1 :])
+
+
+def variable(path: KeyPath) -> str:
+    """Return the environment variable of a key."""
+    upper = (part if generic == ANY else part.upper() for part, generic in zip(path, _generic(path), strict=True))
+    return PREFIX + "__".join(upper)
 
 
 def _children(path: KeyPath) -> str:

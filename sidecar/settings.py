@@ -31,13 +31,13 @@ __all__ = [
     "BreakerSettings",
     "CacheSettings",
     "Key",
+    "KeyPath",
     "LimitSettings",
     "LogFormat",
     "LogLevel",
     "LogSettings",
     "MetricsSettings",
     "OpsSettings",
-    "KeyPath",
     "PolicySettings",
     "RenderSettings",
     "RetrySettings",
@@ -118,7 +118,7 @@ class UpstreamSettings:
         "http://prompt-config-service:8002", BaseUrl(), "the name and port of the service in LearnFlow's deployments"
     )
     api: UpstreamApi = setting(
-        UpstreamApi.AUTO, Choice(UpstreamApi), "auto finds out what the service offers, and notices an upgrade"
+        UpstreamApi.AUTO, Choice(UpstreamApi), "`auto` finds out what the service offers, and notices an upgrade"
     )
     max_in_flight: int = setting(
         64, Whole(1, 10_000), "requests out at the upstream at once (bulkhead): a slow one must not hold every socket"
@@ -197,12 +197,12 @@ class RenderSettings:
     autoescape: bool | None = setting(
         None,
         Either("auto", Switch()),
-        "auto: as the upstream's generation renders, so that prompts stay the same bytes",
+        "`auto`: as the upstream's generation renders, so that prompts stay the same bytes",
     )
     undefined: Undefined | None = setting(
         None,
         Either("auto", Choice(Undefined)),
-        "what an unknown placeholder becomes; auto: as the upstream's generation does",
+        "what an unknown placeholder becomes; `auto`: as the upstream's generation does",
     )
     max_template: int = setting(
         256 * KIB, size("1B", "64MiB"), "a longer template is refused when it arrives; real ones are a few KiB"
@@ -222,7 +222,7 @@ class RenderSettings:
 class CacheSettings:
     """The cache in memory; whichever bound is met first evicts the least recently used."""
 
-    max_entries: int = setting(100_000, Whole(1, 100_000_000), "one per user and node")
+    max_entries: int = setting(100_000, Whole(1, 100_000_000), "one per user and node: 5,000 users of 20 nodes each")
     max_bytes: int = setting(64 * MIB, size("1KiB", "1GiB"), "fits into a pod limited to 256 MiB, with the rest")
 
 
@@ -241,9 +241,9 @@ class LimitSettings:
 class LogSettings:
     """The log, on standard error."""
 
-    level: LogLevel = setting(LogLevel.INFO, Choice(LogLevel), "debug adds a line per request")
+    level: LogLevel = setting(LogLevel.INFO, Choice(LogLevel), "`debug` adds a line per request")
     format: LogFormat = setting(
-        LogFormat.AUTO, Choice(LogFormat), "auto: console on a terminal, else JSON, one object per line"
+        LogFormat.AUTO, Choice(LogFormat), "`auto`: console on a terminal, else JSON, one object per line"
     )
 
 
@@ -252,7 +252,9 @@ class MetricsSettings:
     """The metrics at `/metrics`."""
 
     max_nodes: int = setting(
-        100, Whole(1, 10_000), "node names kept as label values, further ones count as `other`: each costs 30 series"
+        100,
+        Whole(1, 10_000),
+        "node names kept as label values, further ones count as `other`: each costs dozens of series",
     )
 
 
@@ -310,13 +312,13 @@ def keys(of: Any = None, at: KeyPath = ()) -> Iterator[Key]:
 
 
 def effective(settings: Any) -> dict[str, Any]:
-    """Return the settings as they would be written: nested, every value as text in its unit."""
+    """Return the settings as one would write them: nested, values in their units, numbers and booleans as such."""
     return {each.name: _written(getattr(settings, each.name), each.metadata.get("kind")) for each in fields(settings)}
 
 
 def _written(value: Any, kind: Kind[Any] | None) -> Any:
     if kind is not None:
-        return kind.format(value)
+        return value if isinstance(value, bool) or isinstance(kind, Whole) else kind.format(value)
     if is_dataclass(value):
         return effective(value)
     return {name: effective(each) for name, each in value.items()}
@@ -327,7 +329,7 @@ class Contradiction(NamedTuple):
 
     path: KeyPath
     other: KeyPath
-    allowed: str  # of the first, in words; the other's value follows
+    allowed: str  # of the first, in words; the other key and its value follow
 
 
 def contradictions(settings: Settings) -> Iterator[Contradiction]:
@@ -345,6 +347,6 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         ordered.append(((*at, "ttl"), policy.ttl, (*at, "max_ttl"), policy.max_ttl))
     for path, value, other, most in ordered:
         if value is not None and value > most:
-            yield Contradiction(path, other, f"at most {'.'.join(other)}")
+            yield Contradiction(path, other, "at most")
     if settings.ops.listen.overlaps(settings.listen):
-        yield Contradiction(("ops", "listen"), ("listen",), "another address than listen")
+        yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")

@@ -23,14 +23,14 @@ class Policy:
     strategy: Strategy = setting(
         Strategy.AUTO,
         Choice(Strategy),
-        "auto is cache-first where the upstream states a lifetime and network-first where it states none, "
+        "`auto` is cache-first where the upstream states a lifetime and network-first where it states none, "
         "so that a changed setting is seen as soon as today",
     )
     ttl: float | None = setting(
         None,
         Either("upstream", duration("0s", "30d")),
         "how long an entry is fresh; `upstream` takes the lifetime that the config service states. "
-        "Spread by ±10 %, so that pods do not ask in step",
+        "Spread by a tenth either way, so that pods do not ask in step",
     )
     max_ttl: float = setting(
         3600.0,

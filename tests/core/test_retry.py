@@ -43,7 +43,7 @@ def test_retry_after_is_waited_for_in_full() -> None:
 @pytest.mark.parametrize(
     ("remaining", "made"),
     [
-        pytest.param(0.15, True, id="just fits"),
+        pytest.param(0.151, True, id="just fits"),
         pytest.param(0.1499, False, id="cannot end in time"),
         pytest.param(0.0, False, id="no time left"),
         pytest.param(-1.0, False, id="past the deadline"),

@@ -32,7 +32,7 @@ class UserChange(msgspec.Struct, forbid_unknown_fields=True):
 class TtlChange(msgspec.Struct, forbid_unknown_fields=True):
     """The `cache_ttl` from now on, in seconds."""
 
-    cache_ttl: Annotated[int | float, msgspec.Meta(ge=0)]
+    cache_ttl: Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0)]
 
 
 class GenerationChange(msgspec.Struct, forbid_unknown_fields=True):

@@ -75,6 +75,7 @@ class ReferenceOptions:
     etag: bool = True
     announce_render: bool = True
     announce_version: bool = True
+    fault: Fault = field(default_factory=Fault)  # to begin with
     keepalive_seconds: float = 5.0  # as today's service, which closes idle connections after 5 s
 
 
@@ -122,6 +123,7 @@ class State:
         self.vocabulary = Vocabulary.load(options.vocabulary)
         self.database = Database(options.database, self.vocabulary.defaults())
         self.faults = FaultSwitch()
+        self.faults.fault = options.fault
         self.calls: Counter[str] = Counter()  # by endpoint, on arrival
         self.answers: Counter[str] = Counter()  # by endpoint and status, as in "prompt-data 304"
         self.in_flight = 0
@@ -164,11 +166,11 @@ class State:
         """Make the prompt-data of a node and a user."""
         template = self.template(node, 404, mode)
         settings = self.settings(user_id, mode)
-        strict = self.render.undefined == "strict"
+        wanted = _names(self.templates[node].text) if self.render.undefined == "strict" else frozenset()
         document: dict[str, Any] = {
             "template": template.text,
             "user_placeholders": settings,
-            "required_dynamic_placeholders": sorted(_names(template.text) - settings.keys()) if strict else [],
+            "required_dynamic_placeholders": sorted(wanted - settings.keys()),
             "cache_ttl": self.cache_ttl,
         }
         if self.announce_version:

@@ -1,0 +1,1 @@
+"""Comparisons within one run, reported as ratios; none is a timed test."""

@@ -1,0 +1,272 @@
+import math
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.units import (
+    Address,
+    BaseUrl,
+    Choice,
+    Either,
+    Kind,
+    ListenAddress,
+    Switch,
+    Whole,
+    duration,
+    percent,
+    setting,
+    size,
+)
+
+
+class Colour(StrEnum):
+    RED = "red"
+    DARK_BLUE = "dark-blue"
+
+
+DURATION = duration("0s", "30d")
+SIZE = size("0B", "1GiB")
+PERCENT = percent()
+LISTEN = ListenAddress()
+LOOPBACK = ListenAddress(loopback_only=True)
+
+READ = [
+    (DURATION, "250ms", 0.25),
+    (DURATION, "4s", 4.0),
+    (DURATION, "1.5s", 1.5),
+    (DURATION, "15m", 900.0),
+    (DURATION, "1h", 3600.0),
+    (DURATION, "2d", 172_800.0),
+    (DURATION, "0s", 0.0),
+    (DURATION, "0", 0.0),
+    (DURATION, "0.1s", 0.1),
+    (SIZE, "64MiB", 67_108_864),
+    (SIZE, "1KiB", 1024),
+    (SIZE, "10MB", 10_000_000),
+    (SIZE, "1GiB", 1_073_741_824),
+    (SIZE, "0.5KiB", 512),
+    (SIZE, "7B", 7),
+    (SIZE, "0", 0),
+    (PERCENT, "20%", 0.2),
+    (PERCENT, "12.5%", 0.125),
+    (PERCENT, "0%", 0.0),
+    (PERCENT, "100%", 1.0),
+    (Whole(1, 10), "1", 1),
+    (Whole(1, 10), "10", 10),
+    (Choice(Colour), "dark-blue", Colour.DARK_BLUE),
+    (Switch(), "true", True),
+    (Switch(), "False", False),
+    (Either("auto", Switch()), "auto", None),
+    (Either("auto", Switch()), "false", False),
+    (LISTEN, "127.0.0.1:8002", Address("127.0.0.1", 8002)),
+    (LISTEN, "[::1]:8002", Address("::1", 8002)),
+    (LISTEN, "[0:0:0:0:0:0:0:1]:8002", Address("::1", 8002)),
+    (LISTEN, "0.0.0.0:0", Address("0.0.0.0", 0)),
+    (LISTEN, "Prompt-Sidecar.learnflow:65535", Address("prompt-sidecar.learnflow", 65535)),
+    (LOOPBACK, "localhost:8002", Address("localhost", 8002)),
+    (LOOPBACK, "127.1.2.3:8002", Address("127.1.2.3", 8002)),
+    (LOOPBACK, "[::1]:8002", Address("::1", 8002)),
+    (BaseUrl(), "http://prompt-config-service:8002", "http://prompt-config-service:8002"),
+    (BaseUrl(), "https://config.example.org", "https://config.example.org"),
+    (BaseUrl(), "http://config.svc.cluster.local.:80/", "http://config.svc.cluster.local.:80"),
+    (BaseUrl(), "http://gateway/prompt-config/v1/", "http://gateway/prompt-config/v1"),
+    (BaseUrl(), "http://[::1]:8002", "http://[::1]:8002"),
+    (BaseUrl(), "http://compose_service:8002", "http://compose_service:8002"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"), READ, ids=[f"{type(kind).__name__}-{text}" for kind, text, _ in READ]
+)
+def test_a_text_in_its_unit_is_read_as_its_value(kind: Kind[Any], text: str, value: object) -> None:
+    assert kind.parse(text) == value
+    assert type(kind.parse(text)) is type(value)
+
+
+WRITTEN = [
+    (DURATION, 0.25, "250ms"),
+    (DURATION, 1.5, "1500ms"),
+    (DURATION, 90.0, "90s"),
+    (DURATION, 5400.0, "90m"),
+    (DURATION, 86_400.0, "1d"),
+    (DURATION, 0.0, "0s"),
+    (DURATION, 0.0001, "0.0001s"),
+    (SIZE, 67_108_864, "64MiB"),
+    (SIZE, 10_000_000, "10MB"),
+    (SIZE, 1025, "1025B"),
+    (SIZE, 0, "0B"),
+    (PERCENT, 0.2, "20%"),
+    (PERCENT, 0.125, "12.5%"),
+    (PERCENT, 1.0, "100%"),
+    (Switch(), True, "true"),
+    (Either("auto", Switch()), None, "auto"),
+    (LISTEN, Address("::1", 8002), "[::1]:8002"),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "text"), WRITTEN, ids=[text for *_, text in WRITTEN])
+def test_a_value_is_written_in_the_largest_unit_in_which_it_is_whole(kind: Kind[Any], value: object, text: str) -> None:
+    assert kind.format(value) == text
+
+
+REFUSED = [
+    *((DURATION, text) for text in ("", " 4s", "4s ", "4 s", "-4s", "+4s", "4S", "4sec", "s", "1h30m", "31d", "1e3s")),
+    *(
+        (DURATION, text)
+        for text in ("4,5s", "inf", "nan", "\u0664s", ".5s", "4.s", "9" * 2000 + "s", "1:30", "null", "4%")
+    ),
+    *((SIZE, text) for text in ("64Mib", "64M", "1.5B", "0.3KiB", "2GiB", "-1B", "4s")),
+    *((PERCENT, text) for text in ("101%", "-1%", "20 %", "%", "0.2s")),
+    *((Whole(1, 10), text) for text in ("0", "11", "-1", "1.0", "1_0", "0x1", "", "one", "\u0661", "1" * 2000)),
+    *((Choice(Colour), text) for text in ("", "Red", "blue", "RED", "on")),
+    *((Switch(), text) for text in ("", "yes", "on", "1", "no", "null")),
+    *((Either("auto", Switch()), text) for text in ("", "none", "Auto")),
+    *((LISTEN, text) for text in ("", "8002", ":8002", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "::1:8002")),
+    *(
+        (LISTEN, text)
+        for text in ("[::1]", "[127.0.0.1]:80", "[::g]:80", "[fe80::1%eth0]:80", "256.0.0.1:80", "1.2:80")
+    ),
+    *((LISTEN, text) for text in ("a..b:80", "-a:80", "a-:80", "a b:80", "user@a:80", f"{'a' * 64}:80", "a:80/")),
+    *((LISTEN, text) for text in (f"{'a.' * 127}a:80", "http://a:80", "a:-1", "a:\uff18\uff10")),
+    *((LOOPBACK, text) for text in ("0.0.0.0:8002", "10.0.0.3:8002", "[::]:8002", "example.org:80")),
+    *((BaseUrl(), text) for text in ("", "config", "ftp://config", "http://", "http:///path", "http://config:0")),
+    *((BaseUrl(), text) for text in ("http://config:65536", "http://config:port", "http://user:pass@config")),
+    *((BaseUrl(), text) for text in ("http://config?a=1", "http://config#a", "http://config/a b", "http://config\n")),
+    *((BaseUrl(), text) for text in ("http://[::1", "http://[1.2.3.4]", "http://1.2.3", "http://config/@x")),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), REFUSED, ids=[f"{type(kind).__name__}-{text[:20]!r}" for kind, text in REFUSED]
+)
+def test_anything_else_is_refused_with_what_is_allowed(kind: Kind[Any], text: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refused:
+        kind.parse(text)
+    assert str(refused.value).startswith(kind.allowed)
+
+
+ALLOWED = [
+    (duration("10ms", "10m"), "a duration from 10ms to 10m, with its unit (ms, s, m, h, d)"),
+    (size("1KiB", "1GiB"), "a size from 1KiB to 1GiB, with its unit (B, KiB, MiB, GiB, KB, MB, GB)"),
+    (PERCENT, "a percentage from 0% to 100%, with its unit (%)"),
+    (Whole(1, 10), "a whole number from 1 to 10"),
+    (Choice(Colour), "red | dark-blue"),
+    (Switch(), "true | false"),
+    (Either("auto", Choice(Colour)), "auto | red | dark-blue"),
+    (BaseUrl(), "http(s)://host[:port][/path], without user, password, query or fragment"),
+    (
+        LISTEN,
+        "host:port such as 127.0.0.1:8002 or [::1]:8002 (quoted in YAML), port 0 to 65535 (0: any free one)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "allowed"), ALLOWED, ids=[type(kind).__name__ for kind, _ in ALLOWED])
+def test_a_kind_says_what_it_allows(kind: Kind[Any], allowed: str) -> None:
+    assert kind.allowed == allowed
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "hint"),
+    [
+        pytest.param(DURATION, "4", "write a unit: 4ms or 4s", id="duration"),
+        pytest.param(SIZE, "64", "write a unit: 64B or 64KiB", id="size"),
+        pytest.param(PERCENT, "20", "write a unit: 20%", id="percentage"),
+        pytest.param(Either("upstream", DURATION), "4", "write a unit: 4ms or 4s", id="word or duration"),
+        pytest.param(LOOPBACK, "0.0.0.0:80", "in this version only the sidecar's own pod may reach it", id="listener"),
+    ],
+)
+def test_a_usual_mistake_is_answered_with_a_hint(kind: Kind[Any], text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refused:
+        kind.parse(text)
+    assert str(refused.value).endswith(f"; {hint}")
+
+
+def test_bounds_belong_to_what_is_allowed() -> None:
+    kind = duration("10ms", "1m")
+    assert (kind.parse("10ms"), kind.parse("1m")) == (0.01, 60.0)
+    for text in ("9.999ms", "60001ms", "0s", "0"):
+        with pytest.raises(ValueError, match="from 10ms to 1m"):
+            kind.parse(text)
+
+
+ADDRESSES = st.builds(
+    Address,
+    st.ip_addresses().map(str).filter(lambda host: "%" not in host) | st.sampled_from(["localhost", "a.b-c", "a_b"]),
+    st.integers(0, 65535),
+)
+ROUND_TRIPS: list[tuple[str, Kind[Any], st.SearchStrategy[Any]]] = [
+    ("duration", DURATION, st.floats(1e-9, 2_592_000) | st.integers(0, 2_592_000_000).map(lambda ms: ms / 1000)),
+    ("size", SIZE, st.integers(0, 2**30)),
+    ("percentage", PERCENT, st.floats(1e-9, 1) | st.integers(0, 100).map(lambda n: n / 100)),
+    ("whole", Whole(0, 10**9), st.integers(0, 10**9)),
+    ("choice", Choice(Colour), st.sampled_from(Colour)),
+    ("switch", Switch(), st.booleans()),
+    ("either", Either("auto", SIZE), st.none() | st.integers(0, 2**30)),
+    ("address", LISTEN, ADDRESSES),
+    ("url", BaseUrl(), ADDRESSES.filter(lambda address: address.port > 0).map(lambda address: f"http://{address}/a")),
+]
+
+
+@pytest.mark.parametrize(("kind", "values"), [row[1:] for row in ROUND_TRIPS], ids=[row[0] for row in ROUND_TRIPS])
+@given(data=st.data())
+def test_what_is_written_is_read_as_the_same_value(
+    kind: Kind[Any], values: st.SearchStrategy[Any], data: st.DataObject
+) -> None:
+    value = data.draw(values)
+    assert kind.parse(kind.format(value)) == value
+
+
+@pytest.mark.parametrize(("kind", "values"), [row[1:] for row in ROUND_TRIPS], ids=[row[0] for row in ROUND_TRIPS])
+@given(text=st.text() | st.from_regex(r"[0-9]{1,40}(\.[0-9]{1,40})?(ms|[smhdB%]|[KMG]i?B)?", fullmatch=True))
+def test_no_text_is_answered_with_anything_but_a_value_or_what_is_allowed(
+    kind: Kind[Any], values: st.SearchStrategy[Any], text: str
+) -> None:
+    del values
+    try:
+        value = kind.parse(text)
+    except ValueError as refused:
+        assert kind.allowed in str(refused)  # noqa: PT017 # either end is right; this is what the other one must hold
+    else:
+        assert kind.parse(kind.format(value)) == value
+        assert not isinstance(value, float) or math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.1.2.3", "sidecar")),
+    ],
+)
+def test_an_address_knows_whether_only_this_machine_reaches_it(host: str, *, loopback: bool) -> None:
+    assert Address(host, 80).is_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "overlap"),
+    [
+        pytest.param("127.0.0.1:80", "127.0.0.1:80", True, id="the same"),
+        pytest.param("127.0.0.1:80", "127.0.0.1:81", False, id="another port"),
+        pytest.param("127.0.0.1:80", "10.0.0.3:80", False, id="another host"),
+        pytest.param("127.0.0.1:80", "0.0.0.0:80", True, id="every host"),
+        pytest.param("[::]:80", "127.0.0.1:80", True, id="every host of both families"),
+        pytest.param("localhost:80", "[::1]:80", True, id="localhost is both loopbacks"),
+        pytest.param("127.0.0.1:0", "127.0.0.1:0", False, id="any free port"),
+    ],
+)
+def test_two_listeners_cannot_share_an_address(first: str, second: str, *, overlap: bool) -> None:
+    one, other = LISTEN.parse(first), LISTEN.parse(second)
+    assert (one.overlaps(other), other.overlaps(one)) == (overlap, overlap)
+
+
+def test_an_address_shows_itself_as_it_is_written() -> None:
+    assert (str(Address("localhost", 80)), str(Address("::1", 80))) == ("localhost:80", "[::1]:80")
+
+
+def test_a_setting_carries_its_kind_and_its_reason() -> None:
+    field: Any = setting(4.0, DURATION, "because")
+    assert (field.default, dict(field.metadata)) == (4.0, {"kind": DURATION, "reason": "because"})
