@@ -44,7 +44,7 @@ def installed_version() -> str:
         return "0+unknown"
 
 
-class StartError(Exception):
+class StartError(OSError):
     """The sidecar cannot start here; says what and where."""
 
 

@@ -17,6 +17,12 @@ EXIT_USAGE = 2
 GC_THRESHOLD = 50_000
 """Allocations between collections of the youngest generation: a request makes no cycles worth looking for more often."""
 
+FAULTS = (
+    "none", "500", "503", "429", "unauthorized", "hang", "reset", "slow", "drip", "half", "garbage", "empty",
+    "wrong-shape", "empty-template", "bad-template", "huge-template", "database-down",
+)  # fmt: skip
+"""`sidecar.demo.reference.faults.Mode`, said again so that --help need not import it (a test compares them)."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,6 +53,15 @@ def _settings_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
+    from sidecar.core.units import ListenAddress
+
+    try:
+        return ListenAddress().parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
 
 
 FLAG_KEYS = {
@@ -112,8 +127,10 @@ def run(config: Path | None, **flags: str | None) -> None:
 
 
 @main.command()
-@click.option("--listen", default="127.0.0.1:8003", show_default=True, metavar="HOST:PORT", help="Where to serve.")
-@click.option("--templates", type=click.Path(path_type=Path), help="prompts.yaml. Default: the demo's own.")
+@click.option(
+    "--listen", default="127.0.0.1:8003", show_default=True, metavar="HOST:PORT", callback=_address, help="Where to serve."
+)
+@click.option("--templates", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="prompts.yaml. Default: the demo's own.")
 @click.option("--database", default=":memory:", show_default=True, help="SQLite file.")
 @click.option("--cache-ttl", default=300.0, show_default=True, help="cache_ttl of the prompt-data answers; seconds.")
 @click.option(
@@ -148,12 +165,10 @@ def _run(main_task: Coroutine[Any, Any, Any]) -> Any:
     """Run on uvloop; what cannot start says so in a sentence."""
     import uvloop
 
-    from sidecar.app import StartError
-
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main_task)
-    except (StartError, OSError) as error:
+    except OSError as error:
         _die(str(error))
 
 

@@ -235,7 +235,7 @@ def _from_mapping(node: yaml.MappingNode, path: KeyPath, name: str) -> Iterator[
             seen[key.value] = source
             below = (*path, key.value)
             known = _generic(below) in KEYS or _generic(below) in SECTIONS
-            yield from _from_node(value, below, name) if known else [_unknown(below, source)]
+            yield from _from_node(value, below, name) if known else [_unknown(below, source, sections=True)]
 
 
 def _line(node: yaml.Node, name: str) -> str:
@@ -280,21 +280,23 @@ def _resolve(name: str, separator: str) -> KeyPath | None:
     return None
 
 
-def _unknown(parts: KeyPath, source: str, spell: Callable[[KeyPath], str] = ".".join) -> Problem:
+def _unknown(
+    parts: KeyPath, source: str, *, spell: Callable[[KeyPath], str] = ".".join, sections: bool = False
+) -> Problem:
     """Report an unknown key, without its value: it may be a password under a misspelt name."""
-    near = _nearest(parts)
+    near = _nearest(parts, sections=sections)
     hint = f"; did you mean {spell(near)}?" if near else ""
-    section = next(parts[:depth] for depth in range(len(parts) - 1, -1, -1) if _generic(parts[:depth]) in SECTIONS)
+    section = next(parts[:depth] for depth in range(len(parts), -1, -1) if _generic(parts[:depth]) in SECTIONS)
     return Problem(_dotted(parts), "", f"{_children(section)}{hint}", source, "is no known key")
 
 
-def _nearest(parts: KeyPath) -> KeyPath | None:
+def _nearest(parts: KeyPath, *, sections: bool) -> KeyPath | None:
     """Return the known key that is spelt most like this one, or that has its name in another section."""
     generic = _generic(parts)
     depth = generic.index(ANY) if ANY in generic else None
     known = {
         ".".join(path): path
-        for path in [*KEYS, *SECTIONS]
+        for path in [*KEYS, *(SECTIONS if sections else ())]
         if ANY not in path or (depth is not None and path[: depth + 1] == generic[: depth + 1])
     }
     close = difflib.get_close_matches(".".join(generic), known, n=1, cutoff=0.7)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from sidecar.config_file import variable
+from sidecar.doctables import filled
 from sidecar.settings import KeyPath, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,16 @@ class Target(NamedTuple):
     text: Callable[[], str]
 
 
-TARGETS = [Target("config/sidecar.yaml", config_file), Target("docs/settings.md", settings_reference)]
+def architecture() -> str:
+    """Return docs/architecture.md with its tables as the code has them."""
+    return filled((ROOT / "docs/architecture.md").read_text(encoding="utf-8"))
+
+
+TARGETS = [
+    Target("config/sidecar.yaml", config_file),
+    Target("docs/settings.md", settings_reference),
+    Target("docs/architecture.md", architecture),
+]
 
 
 @click.command()

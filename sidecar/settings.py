@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.core.policy import Policy
+from sidecar.core.prompt import Profile, Undefined
 from sidecar.core.units import (
     Address,
     BaseUrl,
@@ -53,20 +54,6 @@ KeyPath = tuple[str, ...]
 S = TypeVar("S")
 KIB = 1024
 MIB = 1024 * KIB
-
-
-class Profile(StrEnum):
-    """Stand-in."""
-
-    STRICT = "strict"
-    FULL = "full"
-
-
-class Undefined(StrEnum):
-    """Stand-in."""
-
-    STRICT = "strict"
-    EMPTY = "empty"
 
 
 class UpstreamApi(StrEnum):

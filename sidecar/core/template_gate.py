@@ -119,7 +119,9 @@ class _Gate:
         if isinstance(value, str):
             self._constants += len(value)
             if len(value) > MAX_CONSTANT or self._constants > MAX_CONSTANTS:
-                raise self._refuse("a constant", f"{MAX_CONSTANT} characters are admitted in one, {MAX_CONSTANTS} in all")
+                raise self._refuse(
+                    "a constant", f"{MAX_CONSTANT} characters are admitted in one, {MAX_CONSTANTS} in all"
+                )
         elif isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
             raise self._refuse("a number", f"{MAX_INTEGER_BITS} bits are admitted")
         elif isinstance(value, float) and not math.isfinite(value):

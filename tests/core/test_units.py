@@ -3,7 +3,7 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.units import (
@@ -212,6 +212,7 @@ ROUND_TRIPS: list[tuple[str, Kind[Any], st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "values"), [row[1:] for row in ROUND_TRIPS], ids=[row[0] for row in ROUND_TRIPS])
+@settings(deadline=None)  # a busy machine is no finding
 @given(data=st.data())
 def test_what_is_written_is_read_as_the_same_value(
     kind: Kind[Any], values: st.SearchStrategy[Any], data: st.DataObject
@@ -221,6 +222,7 @@ def test_what_is_written_is_read_as_the_same_value(
 
 
 @pytest.mark.parametrize(("kind", "values"), [row[1:] for row in ROUND_TRIPS], ids=[row[0] for row in ROUND_TRIPS])
+@settings(deadline=None)  # a busy machine is no finding
 @given(text=st.text() | st.from_regex(r"[0-9]{1,40}(\.[0-9]{1,40})?(ms|[smhdB%]|[KMG]i?B)?", fullmatch=True))
 def test_no_text_is_answered_with_anything_but_a_value_or_what_is_allowed(
     kind: Kind[Any], values: st.SearchStrategy[Any], text: str

@@ -1,0 +1,48 @@
+"""The tables of docs/architecture.md, drawn from the code that obeys them."""
+
+import re
+
+from sidecar.core.decision import STALE_TABLE
+from sidecar.core.errors import FAILURE_TABLE
+from sidecar.core.freshness import State
+
+
+def stale_table() -> str:
+    """Return what is done before a fetch, by strategy, state and circuit."""
+    rows = [
+        f"| `{strategy}` | {'any' if len(set(rows.values())) == 1 else state} | {row.closed} | {row.open} |"
+        for strategy, rows in STALE_TABLE.items()
+        for state, row in (rows.items() if len(set(rows.values())) > 1 else [(State.ABSENT, rows[State.ABSENT])])
+    ]
+    return "\n".join(
+        [
+            "| strategy | entry | circuit closed | open, or half-open with the trial call taken |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def failure_table() -> str:
+    """Return what a failure means for retry, breaker, cache and client."""
+    head = "| failure | what happened | retry? | breaker | stale may serve? | evicts? | our status |"
+    rows = [
+        f"| `{kind}` | {rule.meaning} | {_yes(on=rule.retry)} | {rule.verdict} | {_yes(on=rule.stale)} "
+        f"| {_yes(on=rule.evicts)} | {rule.status or 'the upstream’s own'} |"
+        for kind, rule in FAILURE_TABLE.items()
+    ]
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
+def _yes(*, on: bool) -> str:
+    return "yes" if on else "no"
+
+
+TABLES = {"stale table": stale_table, "failure table": failure_table}
+
+
+def filled(text: str) -> str:
+    """Return a document with each `<!-- NAME -->…<!-- end -->` holding its table as it is now."""
+    for name, table in TABLES.items():
+        text = re.sub(rf"(?s)(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t() + m[2], text)
+    return text

@@ -1,0 +1,178 @@
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+
+from sidecar.core.policy import Policy, Strategy
+from sidecar.core.prompt import Profile
+from sidecar.settings import (
+    Address,
+    BreakerSettings,
+    CacheSettings,
+    Key,
+    LimitSettings,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    MetricsSettings,
+    OpsSettings,
+    PolicySettings,
+    RenderSettings,
+    RetrySettings,
+    Settings,
+    UpstreamApi,
+    UpstreamSettings,
+    contradictions,
+    effective,
+    keys,
+)
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    assert Settings() == Settings(
+        listen=Address("127.0.0.1", 8002),
+        ops=OpsSettings(listen=Address("127.0.0.1", 9102)),
+        upstream=UpstreamSettings(
+            url="http://prompt-config-service:8002",
+            api=UpstreamApi.AUTO,
+            max_in_flight=64,
+            max_response=2 * MIB,
+            connect_timeout=0.5,
+        ),
+        deadline=4.0,
+        retry=RetrySettings(
+            attempts=3,
+            per_try_timeout=1.0,
+            backoff=0.1,
+            max_backoff=1.0,
+            budget=0.2,
+            budget_reserve=10,
+            min_attempt=0.05,
+        ),
+        breaker=BreakerSettings(fail_max=5, reset_timeout=10.0, success_threshold=2),
+        policy=PolicySettings(
+            default=Policy(
+                strategy=Strategy.AUTO,
+                ttl=None,
+                max_ttl=3600.0,
+                stale_while_revalidate=30.0,
+                stale_if_error=900.0,
+                network_timeout=1.0,
+            ),
+            nodes={},
+        ),
+        render=RenderSettings(
+            profile=Profile.STRICT,
+            autoescape=None,
+            undefined=None,
+            max_template=256 * KIB,
+            max_output=4 * MIB,
+            max_iterations=100_000,
+            max_time=0.1,
+        ),
+        cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
+        limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
+        log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
+        metrics=MetricsSettings(max_nodes=100),
+    )
+
+
+def sections(of: Any) -> Iterator[Any]:
+    yield of
+    for each in fields(of):
+        if is_dataclass(below := getattr(of, each.name)) and "kind" not in each.metadata:
+            yield from sections(below)
+
+
+@pytest.mark.parametrize("section", [*sections(Settings())], ids=lambda section: type(section).__name__)
+def test_a_section_cannot_be_changed_and_says_what_it_is(section: Any) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(section, fields(section)[0].name, None)
+    assert not hasattr(section, "__dict__")
+    assert str(type(section).__doc__).endswith(".")
+
+
+@pytest.mark.parametrize("key", [*keys()], ids=lambda key: ".".join(key.path))
+def test_each_key_has_a_default_that_its_kind_allows_and_a_reason_for_it(key: Key) -> None:
+    assert key.kind.format(key.kind.parse(key.default)) == key.default
+    assert len(key.reason.split()) >= 5
+    assert not key.reason.endswith(".")
+
+
+def test_a_node_without_a_policy_of_its_own_has_the_default() -> None:
+    default, own = Policy(ttl=5.0), Policy(strategy=Strategy.NETWORK_FIRST)
+    policy = PolicySettings(default=default, nodes={"security_guard_detection": own})
+    assert policy.for_node("security_guard_detection") is own
+    assert policy.for_node("answer_question") is default
+
+
+def test_the_effective_settings_are_written_in_their_units() -> None:
+    settings = replace(
+        Settings(),
+        ops=OpsSettings(listen=Address("::", 9102)),
+        policy=PolicySettings(nodes={"answer.question": Policy(ttl=90.0)}),
+        render=RenderSettings(autoescape=False),
+    )
+    written = effective(settings)
+    assert written["ops"] == {"listen": "[::]:9102"}
+    assert written["deadline"] == "4s"
+    assert written["retry"]["budget"] == "20%"
+    assert written["retry"]["attempts"] == 3
+    assert written["render"]["autoescape"] is False
+    assert written["cache"]["max_bytes"] == "64MiB"
+    assert written["policy"]["default"]["ttl"] == "upstream"
+    assert written["policy"]["nodes"]["answer.question"]["ttl"] == "90s"
+
+
+def test_the_defaults_do_not_contradict_each_other() -> None:
+    assert list(contradictions(Settings())) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "other"),
+    [
+        pytest.param(
+            Settings(retry=RetrySettings(per_try_timeout=4.1)),
+            ("retry", "per_try_timeout"),
+            ("deadline",),
+            id="an attempt longer than the deadline",
+        ),
+        pytest.param(
+            Settings(retry=RetrySettings(min_attempt=4.1)),
+            ("retry", "min_attempt"),
+            ("deadline",),
+            id="no attempt would ever begin",
+        ),
+        pytest.param(
+            Settings(retry=RetrySettings(backoff=1.1)),
+            ("retry", "backoff"),
+            ("retry", "max_backoff"),
+            id="a first pause longer than any",
+        ),
+        pytest.param(
+            Settings(policy=PolicySettings(default=Policy(network_timeout=4.1))),
+            ("policy", "default", "network_timeout"),
+            ("deadline",),
+            id="a wait longer than the deadline",
+        ),
+        pytest.param(
+            Settings(policy=PolicySettings(nodes={"a": Policy(ttl=3601.0)})),
+            ("policy", "nodes", "a", "ttl"),
+            ("policy", "nodes", "a", "max_ttl"),
+            id="a ttl above its cap",
+        ),
+        pytest.param(
+            Settings(ops=OpsSettings(listen=Address("0.0.0.0", 8002))),
+            ("ops", "listen"),
+            ("listen",),
+            id="two listeners on one address",
+        ),
+    ],
+)
+def test_two_keys_that_cannot_both_hold_are_a_contradiction(
+    settings: Settings, path: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    assert [(each.path, each.other) for each in contradictions(settings)] == [(path, other)]
