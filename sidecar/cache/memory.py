@@ -33,6 +33,10 @@ def template_bytes(template: CompiledTemplate) -> int:
     return TEMPLATE_OVERHEAD + TEMPLATE_FACTOR * template.size
 
 
+def _as_is(key: PromptKey, namespace: str | None = None) -> PromptKey:  # noqa: ARG001 — aiocache passes it by name
+    return key
+
+
 @dataclass(slots=True)
 class _Slot:
     entry: Entry
@@ -50,7 +54,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     NAME = "memory"
 
     def __init__(self, *, max_entries: int, max_bytes: int, clock: Clock) -> None:
-        super().__init__(serializer=NullSerializer(), timeout=None, key_builder=lambda key, _namespace: key)
+        super().__init__(serializer=NullSerializer(), timeout=None, key_builder=_as_is)
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._clock = clock

@@ -49,7 +49,7 @@ class RenderTooSlow(RenderFailed):
 
 _PRINTABLE = (float, type(None), JinjaUndefined)
 _ITEM_UNITS = 16  # what an item of a list weighs beside its text: a JSON list of 1 MiB holds half a million
-_PASSES = 4  # how often a text of the largest size may be handled on its way to the output
+_PASSES = 16  # how often a text of the largest size may be handled on its way to the output
 
 
 def weight(value: object, room: int, *, printable: bool = False) -> int:
@@ -102,6 +102,7 @@ class Budget:
         self.tick()
 
     def weigh(self, value: object, *, printable: bool = False) -> None:
-        """Take what handling a value costs; see `weight`."""
-        self._units -= weight(value, self._units, printable=printable)
+        """Take what handling a value costs; one value may not be larger than the output. See `weight`."""
+        room = min(self._units, self._limits.max_output_bytes)
+        self._units -= weight(value, room, printable=printable)
         self.tick()

@@ -1,8 +1,4 @@
-"""Estimate what an operation would make of its values, before it is allowed to.
-
-A table from names to estimates; `guarded` puts one before the operation. Jinja calls the same functions when it folds
-constants, so a template's own numbers are held to them too.
-"""
+"""Estimate what an operation would make of its values, before it is allowed to."""
 
 import math
 import operator
@@ -10,6 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
+
+from jinja2 import pass_context
+from jinja2.runtime import Context
+from jinja2.utils import _PassArg
 
 from sidecar.core.budget import OutputTooLarge, weight
 
@@ -67,7 +67,7 @@ def _format(text: object, *args: object, **kwargs: object) -> float:
     if _STAR.search(template):
         return math.inf
     widths = sum(int(number) for number in _NUMBER.findall(template))
-    return len(template) + widths + template.count("%") * weight([*args, kwargs], _LARGEST)
+    return len(template) + widths + template.count("%") * weight([*args, kwargs], _LARGEST, printable=True)
 
 
 def _number(value: object, *_: object) -> float:
@@ -87,8 +87,7 @@ def _multiply(left: object, right: object) -> float:
 
 
 def _power(base: object, exponent: object) -> float:
-    both = isinstance(base, int) and isinstance(exponent, int)
-    return _integer(base.bit_length() * exponent) if both else 0  # type: ignore[attr-defined, operator]
+    return _integer(base.bit_length() * exponent) if isinstance(base, int) and isinstance(exponent, int) else 0
 
 
 def _modulo(left: object, right: object) -> float:
@@ -144,9 +143,13 @@ def _same(*_: object, **__: object) -> float:
 METHODS: Mapping[type, Mapping[str, Estimate]] = {
     str: {
         **dict.fromkeys(
-            "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower "
-            "isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix removesuffix rfind rindex "
-            "rpartition rstrip startswith strip swapcase title upper".split(),
+            [
+                *("capitalize", "casefold", "count", "endswith", "find", "index", "lower", "lstrip", "partition"),
+                *("removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rstrip", "startswith", "strip"),
+                *("swapcase", "title", "upper"),
+                *("isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric"),
+                *("isprintable", "isspace", "istitle", "isupper"),
+            ],
             _same,
         ),
         **dict.fromkeys(["center", "ljust", "rjust", "zfill"], _pad),
@@ -163,14 +166,27 @@ METHODS: Mapping[type, Mapping[str, Estimate]] = {
 }
 
 
-def guarded(operation: Operation, estimate: Estimate, limit: int) -> Operation:
-    """Return the operation with its estimate put before it; raises OutputTooLarge past the limit."""
-    jinjas_own = hasattr(operation, "jinja_pass_arg")  # then the first argument is Jinja's
+def hold(estimated: float, limit: int) -> None:
+    """Raise OutputTooLarge if the estimate is past the limit."""
+    if estimated > limit:
+        raise OutputTooLarge("more would be made than the limit of the output allows")
 
+
+def guarded(operation: Operation, estimate: Estimate, limit: int) -> Operation:
+    """Return the operation, as a filter, with its estimate put before it.
+
+    It asks for Jinja's context, which no constant has: so it is never applied while a template compiles.
+    """
+    wanted = getattr(operation, "jinja_pass_arg", None)
+
+    @pass_context
     @wraps(operation)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        if estimate(*args[jinjas_own:], **kwargs) > limit:
-            raise OutputTooLarge("more would be made than the limit of the output allows")
+    def checked(context: Context, /, *args: Any, **kwargs: Any) -> Any:
+        hold(estimate(*args, **kwargs), limit)
+        if wanted is _PassArg.eval_context:
+            args = (context.eval_ctx, *args)
+        elif wanted is _PassArg.environment:
+            args = (context.environment, *args)
         return operation(*args, **kwargs)
 
     return checked

@@ -1,24 +1,24 @@
 """Put meters into a template's tree: on each value that an operation walks, prints or loops over.
 
-A meter is a filter whose name cannot be written in a template; it takes the cost from the rendering's budget before the
-operation starts. Constants carry none: Jinja folds them when it compiles, as it would without us.
+A meter is a filter that the gate does not know, so that no template can name it; it takes the cost from the budget of
+the rendering before the operation starts. Constants carry none: Jinja folds them when it compiles, as without us.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, MappingView, Sized
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sized, ValuesView
 from typing import Any
 
 from jinja2 import Environment, nodes, pass_context
 from jinja2 import Undefined as JinjaUndefined
 from jinja2.nodes import EvalContext
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, markup_join, str_join
 from jinja2.visitor import NodeTransformer
 
 from sidecar.core.budget import Budget, weight
 from sidecar.core.guards import Operation
 from sidecar.core.template_rules import MAX_CONSTANTS, TESTS, Cost, Rule
 
-CALL_METHOD = "call method"
-_DATA, _TEXT, _ROWS, _LOOP, _TICK = "meter data", "meter text", "meter rows", "meter loop", "meter tick"
+CALL_METHOD = "method"
+_DATA, _TEXT, _ROWS, _LOOP, _TICK, _CONCAT = "data", "text", "rows", "loop", "tick", "concat"
 _BY_COST = {Cost.DATA: _DATA, Cost.TEXT: _TEXT, Cost.ROWS: _ROWS}
 
 
@@ -69,6 +69,18 @@ def _rows(context: MeteredContext, value: Any) -> Any:
 
 
 @pass_context
+def _add(context: MeteredContext, left: Any, right: Any) -> Any:
+    context.budget.weigh([left, right])
+    return left + right
+
+
+@pass_context
+def _concat(context: MeteredContext, terms: list[Any]) -> str:
+    context.budget.weigh(terms, printable=True)
+    return markup_join(terms) if context.eval_ctx.autoescape else str_join(terms)
+
+
+@pass_context
 def _loop(context: MeteredContext, value: Any) -> Counted:
     return Counted(value, context.budget)
 
@@ -81,12 +93,20 @@ def _tick(context: MeteredContext, value: Any) -> Any:
 
 def _listed(value: Any, budget: Budget) -> Any:
     """Return what can be gone through once, or has no size in sight, as a list."""
-    if isinstance(value, Iterator | MappingView | range) and not isinstance(value, LoopContext):
+    if isinstance(value, Iterator | ItemsView | KeysView | ValuesView | range) and not isinstance(value, LoopContext):
         return list(Counted(value, budget))
     return value
 
 
-METERS: Mapping[str, Operation] = {_DATA: _data, _TEXT: _text, _ROWS: _rows, _LOOP: _loop, _TICK: _tick}
+METERS: Mapping[str, Operation] = {
+    _DATA: _data,
+    _TEXT: _text,
+    _ROWS: _rows,
+    _LOOP: _loop,
+    _TICK: _tick,
+    _CONCAT: _concat,
+    nodes.Add.operator: _add,
+}
 
 
 def meter(tree: nodes.Template, environment: Environment, filters: Mapping[str, Rule]) -> None:
@@ -121,8 +141,7 @@ class _Meter(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.nodes = self._all(_TEXT, node.nodes)
-        return node
+        return node if self._is_constant(node) else self._always(_CONCAT, nodes.List(node.nodes, lineno=node.lineno))
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -142,8 +161,7 @@ class _Meter(NodeTransformer):
 
     def visit_Add(self, node: nodes.Add) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.left, node.right = self._all(_DATA, [node.left, node.right])
-        return node
+        return node if self._is_constant(node) else self._always(node.operator, node.left, node.right)
 
     def _operator(self, node: nodes.BinExpr) -> nodes.Node:
         self.generic_visit(node)
@@ -168,14 +186,11 @@ class _Meter(NodeTransformer):
             node.node = self._one(_TEXT, node.node)
         return node
 
-    def visit_Keyword(self, node: nodes.Keyword) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.value = self._one(_DATA, node.value)
-        return node
-
     def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         node.args = self._all(_DATA, node.args)
+        for keyword in node.kwargs:
+            keyword.value = self._one(_DATA, keyword.value)
         if not isinstance(node.node, nodes.Getattr):
             return node
         method = self._always(CALL_METHOD, node.node.node, nodes.Const(node.node.attr), *node.args)

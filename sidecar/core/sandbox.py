@@ -2,14 +2,15 @@
 
 STRICT bounds everything: what a template may do is a short list, each value grows by a constant factor at most, and
 each loop, walk and text is taken from its rendering's budget first. FULL opens assignments, macros, calls and the
-operators `* ** %`; there what an operation would make is estimated before it is made (`guards`). Neither can stop Python
-inside one operation: a rendering can overrun its time by that of one sort, split or escape of a value within the limits.
+operators `* ** %`; there what an operation would make is estimated before it is made (`guards`). Neither can stop
+Python inside one operation: a rendering can overrun its time by that of one sort, split or escape of a value that is
+within the limits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -19,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner
 
 from sidecar.core.budget import RenderFailed, RenderLimits
-from sidecar.core.guards import FILTER_ESTIMATES, METHODS, OPERATORS, TEST_ESTIMATES, Operation, guarded
+from sidecar.core.guards import FILTER_ESTIMATES, METHODS, OPERATORS, TEST_ESTIMATES, Operation, guarded, hold
 from sidecar.core.meters import CALL_METHOD, METERS, Counted, MeteredContext
 from sidecar.core.template_rules import SHAPES, TESTS, Profile
 
@@ -57,7 +58,7 @@ class _Empty(jinja2.Undefined):
     def __init__(self, hint: str | None = None, obj: Any = None, name: str | None = None, exc: Any = None) -> None:
         del hint, obj, exc
         super().__init__(name=name)
-        self._undefined_exception = lambda _: UndefinedUsed(name)  # type: ignore[assignment, return-value]
+        self._undefined_exception = lambda _: UndefinedUsed(name)  # type: ignore[assignment]
 
 
 class _Strict(_Empty, jinja2.StrictUndefined):
@@ -95,10 +96,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
         self.filters[CALL_METHOD] = self._call_method
         self.tests = {name: self._guarded(tests.TESTS, TEST_ESTIMATES, name) for name in TESTS}
-        self.concat = guarded("".join, lambda parts: sum(map(len, parts)), self._limit)
+        self.concat = self._concat  # type: ignore[assignment, method-assign] # how Jinja joins what a macro or a block made
 
-    def _guarded(self, functions: Mapping[str, Operation], estimates: Mapping[str, Any], name: str) -> Operation:
+    def _guarded(self, functions: Mapping[str, Any], estimates: Mapping[str, Any], name: str) -> Operation:
         return guarded(functions[name], estimates[name], self._limit) if name in estimates else functions[name]
+
+    def _concat(self, parts: Sequence[str]) -> str:
+        hold(sum(map(len, parts)), self._limit)
+        return "".join(parts)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return an attribute or item; a method is none: it could only be printed, with its address."""
@@ -127,8 +132,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 return getattr(obj, name)(*args)
         for kind, estimates in METHODS.items():
             if isinstance(obj, kind) and name in estimates:
-                method = getattr(obj, name)
-                return guarded(method, partial(estimates[name], obj), self._limit)(*args, **kwargs)
+                hold(estimates[name](obj, *args, **kwargs), self._limit)
+                return getattr(obj, name)(*args, **kwargs)
         if isinstance(obj, jinja2.Undefined):
             return getattr(obj, name)  # raises UndefinedUsed
         raise RenderFailed(f"method `{name}` of {type(obj).__name__} cannot be called")

@@ -1,7 +1,8 @@
 """Hold a template's syntax tree to the rules: a tree in, a rejection out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jinja2 import nodes
 
@@ -60,6 +61,8 @@ class _Gate:
                 raise self._refuse("a recursive `for`", ADMITTED[self._profile])
         if loops > self._shape.loop_depth:
             raise self._refuse("`for`", f"loops nest {self._shape.loop_depth} deep at most")
+        if isinstance(node, nodes.CallBlock) and not isinstance(node.call.node, nodes.Name):
+            raise self._refuse("`call`", "it calls a macro by its name")
         for child in node.iter_child_nodes():
             if isinstance(child, nodes.Expr):
                 self._expression(child)
@@ -145,9 +148,10 @@ class _Gate:
         for index, value in enumerate(node.args):
             name, arg = positions[index] if index < len(positions) else (str(index + 1), rule.rest)
             self._argument(what, name, arg, value)
-        for keyword in node.kwargs:
-            arg = {**rule.args, **rule.keywords}.get(keyword.key, rule.rest)
-            self._argument(what, keyword.key, arg, keyword.value)
+        keywords: Iterable[Any] = node.kwargs  # Jinja's annotation says Pair; its parser makes Keyword
+        for keyword in keywords:
+            allowed = {**rule.args, **rule.keywords}.get(keyword.key, rule.rest)
+            self._argument(what, keyword.key, allowed, keyword.value)
 
     def _argument(self, what: str, name: str, arg: Arg | None, value: nodes.Expr) -> None:
         if arg is None:

@@ -51,6 +51,10 @@ class Rule:
     amplifies: bool = False  # what comes out can be a constant factor larger than what goes in
 
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 _FIELD = {"attribute": Arg.FIELD}
 _CASE = {"case_sensitive": Arg.FLAG}
 _TEXT = Rule(Cost.TEXT)
@@ -133,20 +137,24 @@ FULL_FILTERS: Mapping[str, Rule] = {
 
 # Filters that `map` may apply by name: one plain item to another, growing by a constant factor at most.
 ITEM_FILTERS = frozenset(
-    "abs capitalize d default e escape first float forceescape int last length lower round safe string title tojson trim "
-    "truncate upper urlencode".split()
+    _words(
+        "abs capitalize d default e escape first float forceescape int last length lower round safe string title "
+        "tojson trim truncate upper urlencode"
+    )
 )
 
 # Not here on purpose: callable, filter and test, which look at the sandbox itself.
 TESTS: Mapping[str, Rule] = {
     **dict.fromkeys(
-        "boolean defined escaped even false float integer iterable mapping none number odd sequence string true "
-        "undefined".split(),
+        _words(
+            "boolean defined escaped even false float integer iterable mapping none number odd sequence string true "
+            "undefined"
+        ),
         _FREE,
     ),
     **dict.fromkeys(["lower", "upper"], _TEXT),
     **dict.fromkeys(
-        "!= < <= == > >= divisibleby eq equalto ge greaterthan gt in le lessthan lt ne sameas".split(),
+        _words("!= < <= == > >= divisibleby eq equalto ge greaterthan gt in le lessthan lt ne sameas"),
         Rule(Cost.FREE, rest=Arg.ANY),
     ),
 }
@@ -212,7 +220,7 @@ SHAPES: Mapping[Profile, Shape] = {
         loop_depth=8,
         expression_nodes=256,
         expression_filters=16,
-        amplifiers=16,
+        amplifiers=4,
     ),
 }
 
@@ -236,14 +244,17 @@ CONSTRUCTS: Mapping[type[nodes.Node], str] = {
     nodes.With: "`with`",
 }
 ADMITTED: Mapping[Profile, str] = {
-    Profile.STRICT: "admitted are output, if, for, comparisons, + - / // ~, filters and tests; render.profile `full` has more",
+    Profile.STRICT: "admitted are output, if, for, comparisons, + - / // ~, filters and tests; profile `full` has more",
     Profile.FULL: "what loads other templates, blocks and autoescape tags stay out",
 }
 
-# Names that stand for something of Jinja's own rather than for a value, and the deepest and largest tree that is admitted.
+# Names that stand for something of Jinja's own rather than for a value.
 RESERVED = frozenset({"caller", "kwargs", "self", "super", "varargs"})
+
+# The deepest and the largest template that is admitted: compiling it takes less than a second.
 MAX_DEPTH = 16  # blocks in blocks; Python compiles 20
-MAX_NODES = 10_000  # of the whole tree; a long prompt has hundreds. Keeps compiling under a second
+MAX_TOKENS = 16_000  # of the lexer; a long prompt has hundreds
+MAX_NODES = 4_000  # of the syntax tree
 MAX_CONSTANT = 4_096  # characters of one constant inside an expression; the template's own text is not one
-MAX_CONSTANTS = 65_536  # characters of all of them
+MAX_CONSTANTS = 16_384  # characters of all of them
 MAX_INTEGER_BITS = 64  # JSON's usual range

@@ -60,7 +60,7 @@ class Failed(Exception):
 
 async def play(*, as_json: bool) -> int:
     """Run the demo; returns the exit code: 0 where each phase went as promised, else 1."""
-    console = Console(highlight=False, quiet=as_json)
+    console = Console(highlight=False, quiet=as_json, soft_wrap=True)
     console.print("[bold]prompt-sidecar: an outage in half a minute[/bold]")
     console.print(
         f"Three nodes, two users, a new connection per request, as LearnFlow does. The policy, shortened for the demo: "
@@ -68,8 +68,8 @@ async def play(*, as_json: bool) -> int:
     )
     phases = [
         Phase("healthy", 3.0),
-        Phase("outage, covered", TTL * 0.9 + STALE_IF_ERROR - 1.5),
-        Phase("outage, past the policy", 3.0),
+        Phase("outage", STALE_IF_ERROR - 1.0),
+        Phase("past the policy", 3.0),
         Phase("recovered", 3.0),
     ]
     upstream_flags = ("--cache-ttl", str(TTL))
@@ -182,7 +182,7 @@ def _summary(phase: Phase) -> dict[str, Any]:
 
 def _table(phases: list[Phase]) -> Table:
     table = Table(title="\nWhat LearnFlow saw", title_justify="left")
-    for heading in ("phase", "requests", "prompts", "of them stale", "errors", "oldest data", "median", "slowest"):
+    for heading in ("phase", "asked", "served", "stale", "errors", "oldest", "median", "slowest"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
     for p in phases:
         table.add_row(

@@ -7,7 +7,7 @@ from sidecar.core.errors import PromptError
 from sidecar.core.events import Outcome, RequestOutcome
 from sidecar.server.body import BodyError, read_body
 from sidecar.server.requests import BadRequestError, is_json, parse_cache_control, parse_prompt_request
-from sidecar.server.responses import error_response, prompt_response
+from sidecar.server.responses import PromptResponse, error_response
 from sidecar.service.ports import Clock, Observer
 from sidecar.service.prompts import PromptManager
 
@@ -49,7 +49,7 @@ class GeneratePrompt:
             )
         except PromptError as error:
             return error_response(error)
-        return prompt_response(rendered)
+        return PromptResponse(rendered)
 
     def _refuse(self, error: BodyError | BadRequestError, began_at: float) -> web.Response:
         if isinstance(error, BodyError):

@@ -1,18 +1,23 @@
 """Answers: a prompt, a problem (RFC 9457), or the upstream's own word."""
 
+import time
 from collections.abc import Mapping
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
-from math import ceil, floor
+from math import ceil
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 
 from sidecar.core.cache_status import Provenance, cache_status
 from sidecar.core.errors import PromptError
 from sidecar.core.model import Rendered
 
 _encoder = msgspec.json.Encoder()
+DRAIN_ABOVE = 65_536
+"""Bytes; a larger answer waits until the client has taken some of it."""
 
 
 def prompt_body(rendered: Rendered) -> bytes:
@@ -25,17 +30,72 @@ def prompt_body(rendered: Rendered) -> bytes:
     return _encoder.encode({"prompt": rendered.prompt, "used_placeholders": used})
 
 
-def prompt_response(rendered: Rendered) -> web.Response:
-    """Answer with a prompt, and say how it was made."""
-    return web.Response(
-        body=prompt_body(rendered),
-        headers={"Content-Type": "application/json", **provenance_headers(rendered.provenance)},
-    )
+class PromptResponse(web.StreamResponse):
+    """A 200 that is whole when it begins: head and body leave in one write.
+
+    This is the hot path: aiohttp's own Response keeps headers in a multidict, prepares and serialises them, and passes
+    them through a stream writer, which costs about a fifth of a fresh hit (`make bench`).
+    """
+
+    def __init__(self, rendered: Rendered) -> None:  # StreamResponse's own state is what this saves
+        self._body = prompt_body(rendered)
+        self._provenance = rendered.provenance
+        self._request: web.BaseRequest | None = None
+        self._persistent = False
+
+    @property
+    def status(self) -> int:
+        """Always 200."""
+        return 200
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection stays, as the request asked."""
+        return self._persistent
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Remember who is answered."""
+        self._request = request
+        self._persistent = request.keep_alive
+
+    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002 — its interface
+        """Write head and body."""
+        request = self._request
+        assert request is not None
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        body = self._body
+        p = self._provenance
+        connection = _CONNECTION[self._persistent, request.version == HttpVersion10]
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Cache-Status: {cache_status(p)}\r\nAge: {age_seconds(p)}\r\nDate: {_http_date(int(time.time()))}\r\n"
+            f"{connection}\r\n"
+        )
+        transport.write(head.encode("ascii") + body)
+        request.writer.output_size += len(head) + len(body)
+        if len(body) > DRAIN_ABOVE:
+            await request.writer.drain()
 
 
-def provenance_headers(provenance: Provenance) -> dict[str, str]:
-    """Return Cache-Status (RFC 9211) and Age (RFC 9111 §5.1)."""
-    return {"Cache-Status": cache_status(provenance), "Age": str(max(0, floor(provenance.age)))}
+_CONNECTION = {
+    (True, False): "",
+    (True, True): "Connection: keep-alive\r\n",
+    (False, False): "Connection: close\r\n",
+    (False, True): "",
+}
+"""By (stays open, HTTP/1.0): what differs from the version's own default is said (RFC 9112 §9.3)."""
+
+
+@lru_cache(maxsize=2)
+def _http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
+def age_seconds(provenance: Provenance) -> int:
+    """Return Age: whole seconds, never negative (RFC 9111 §5.1)."""
+    return max(0, int(provenance.age))
 
 
 def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None, **members: object) -> web.Response:

@@ -191,9 +191,9 @@ class PromptManager:
             kept = self._instead(call, landed, forward, collapsed=collapsed)
             if kept is not None:
                 return kept
-            if landed.kind is FailureKind.DEADLINE and self._clock() < call.deadline_at and (brief or flight.collapsed):
-                # Either what was to be served instead has meanwhile grown too old, or the flight's deadline was its
-                # first waiter's and not ours: there is time left to wait for an answer.
+            if landed.rule.status == 504 and self._clock() < call.deadline_at and (brief or flight.collapsed):
+                # Time ran out, but not ours: either what was to be served instead has meanwhile grown too old, or the
+                # deadline that ended the flight was its first waiter's.
                 brief = False
                 patience_until = last_moment
                 continue

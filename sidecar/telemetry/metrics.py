@@ -1,16 +1,19 @@
 """Prometheus metrics (contract §6): a listener, and collectors that cost nothing until a scrape comes."""
 
+from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
@@ -89,31 +92,86 @@ class _CacheCollector(Collector):
         yield evictions
 
 
+class _Tally:
+    """One child of a histogram: a bisection and two additions a time; prometheus-client's own walks and locks."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return the cumulated counts by upper bound, as the exposition wants them."""
+        names = [*(floatToGoString(bound) for bound in self.bounds), "+Inf"]
+        return list(zip(names, accumulate(self.counts), strict=True))
+
+
+class _RequestCollector(Collector):
+    """What is counted of requests: on the hot path, so kept in plain lists until a scrape comes."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, str], _Tally] = {}
+        self._ages: dict[str, _Tally] = {}
+        self._render = _Tally(RENDER_BUCKETS)
+        self._children: dict[tuple[str | None, Outcome], tuple[_Tally, _Tally]] = {}
+
+    def add(self, outcome: RequestOutcome) -> None:
+        """Count a request."""
+        tallies = self._children.get((outcome.node, outcome.outcome)) or self._child(outcome)
+        tallies[0].add(outcome.seconds)
+        if outcome.age is not None:
+            tallies[1].add(outcome.age)
+            self._render.add(outcome.render_seconds)
+
+    def _child(self, outcome: RequestOutcome) -> tuple[_Tally, _Tally]:
+        label = OTHER if outcome.node is None else outcome.node
+        seconds = self._seconds.setdefault((label, outcome.outcome.value), _Tally(REQUEST_BUCKETS))
+        age = self._ages.setdefault(label, _Tally(AGE_BUCKETS))
+        self._children[outcome.node, outcome.outcome] = (seconds, age)
+        return seconds, age
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily(
+            "prompt_sidecar_requests",
+            "Requests for prompts, by how they ended. `stale`: an outage is being covered; `error`: LearnFlow sees it.",
+            labels=("node", "outcome"),
+        )
+        duration = HistogramMetricFamily(
+            "prompt_sidecar_request_duration_seconds",
+            "From a request's headers to its answer. Past 4 s LearnFlow is close to giving up.",
+            labels=("node", "outcome"),
+        )
+        for labels, tally in self._seconds.items():
+            requests.add_metric(labels, sum(tally.counts))
+            duration.add_metric(labels, tally.buckets(), tally.total)
+        ages = HistogramMetricFamily(
+            "prompt_sidecar_served_age_seconds",
+            "How long ago the config service confirmed what a prompt was made from. Rising: it does not answer.",
+            labels=("node",),
+        )
+        for node, tally in self._ages.items():
+            ages.add_metric((node,), tally.buckets(), tally.total)
+        render = HistogramMetricFamily(
+            "prompt_sidecar_render_duration_seconds",
+            "How long rendering takes. Milliseconds point to a heavy template.",
+            buckets=self._render.buckets(),
+            sum_value=self._render.total,
+        )
+        return (requests, duration, ages, render)
+
+
 class Metrics:
     """Counts what happens; children are kept, because `labels()` costs on each call."""
 
     def __init__(self, *, version: str, cache: CacheStats) -> None:
         self.registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "prompt_sidecar_requests_total",
-            "Requests for prompts, by how they ended. `stale`: an outage is being covered; `error`: LearnFlow sees it.",
-            ("node", "outcome"),
-            registry=registry,
-        )
-        self._duration = Histogram(
-            "prompt_sidecar_request_duration_seconds",
-            "From a request's headers to its answer. Past 4 s LearnFlow is close to giving up.",
-            ("node", "outcome"),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
-        )
-        self._age = Histogram(
-            "prompt_sidecar_served_age_seconds",
-            "How long ago the config service confirmed what a prompt was made from. Rising: it does not answer.",
-            ("node",),
-            buckets=AGE_BUCKETS,
-            registry=registry,
-        )
+        self._requests = _RequestCollector()
         self._upstream = Counter(
             "prompt_sidecar_upstream_requests_total",
             "Calls to the config service, by result. Anything but ok and not_modified is worth a look there.",
@@ -148,12 +206,6 @@ class Metrics:
             ("breaker", "to"),
             registry=registry,
         )
-        self._render = Histogram(
-            "prompt_sidecar_render_duration_seconds",
-            "How long rendering takes. Milliseconds point to a heavy template.",
-            buckets=RENDER_BUCKETS,
-            registry=registry,
-        )
         self._render_errors = Counter(
             "prompt_sidecar_render_errors_total",
             "Prompts that could not be rendered, by reason. `required` or `undefined`: template and LearnFlow disagree.",
@@ -184,10 +236,10 @@ class Metrics:
         build = Gauge("prompt_sidecar_build_info", "The version that runs.", ("version",), registry=registry)
         build.labels(version).set(1)
         registry.register(_CacheCollector(cache))
+        registry.register(self._requests)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self._children: dict[tuple[str | None, Outcome], Callable[[RequestOutcome], None]] = {}
         for state in BREAKER_STATES:
             self._breaker.labels("upstream", state).set(state == "closed")
             self._transitions.labels("upstream", state)
@@ -208,7 +260,7 @@ class Metrics:
     def handlers(self) -> Handlers:
         """Return what is counted of each event."""
         return {
-            RequestOutcome: self._request_finished,
+            RequestOutcome: self._requests.add,
             Coalesced: lambda _: self._coalesced.inc(),
             UpstreamAttempt: self._attempted,
             Retried: lambda event: self._retries.labels(event.reason.value).inc(),
@@ -217,35 +269,6 @@ class Metrics:
             RenderedEmpty: lambda _: self._rendered_empty.inc(),
             NotRendered: lambda event: self._render_errors.labels(event.reason).inc(),
         }
-
-    def _request_finished(self, outcome: RequestOutcome) -> None:
-        key = (outcome.node, outcome.outcome)
-        observe = self._children.get(key)
-        if observe is None:
-            observe = self._children[key] = self._observer_of(*key)
-        observe(outcome)
-
-    def _observer_of(self, node: str | None, outcome: Outcome) -> Callable[[RequestOutcome], None]:
-        label = OTHER if node is None else node
-        count = self._requests.labels(label, outcome.value).inc
-        duration = self._duration.labels(label, outcome.value).observe
-        if outcome is Outcome.ERROR:
-
-            def observe_error(o: RequestOutcome) -> None:
-                count()
-                duration(o.seconds)
-
-            return observe_error
-        age = self._age.labels(label).observe
-        render = self._render.observe
-
-        def observe(o: RequestOutcome) -> None:
-            count()
-            duration(o.seconds)
-            render(o.render_seconds)
-            age(o.age or 0.0)
-
-        return observe
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._upstream.labels(event.endpoint, event.result).inc()

@@ -84,6 +84,7 @@ class Breaker:
         self._opened_at = 0.0
         self._generation = 0
         self._trial_out = False
+        self._state: str = pybreaker.STATE_CLOSED
         self._circuit = pybreaker.CircuitBreaker(
             fail_max=fail_max,
             reset_timeout=reset_timeout,
@@ -95,11 +96,11 @@ class Breaker:
     @property
     def state(self) -> str:
         """`closed`, `open` or `half-open`."""
-        return self._circuit.current_state
+        return self._state
 
     def open_for(self) -> float | None:
         """Return None where a call may go out now, else the seconds until it is worth asking again."""
-        state = self._circuit.current_state
+        state = self._state
         if state == pybreaker.STATE_CLOSED:
             return None
         if state == pybreaker.STATE_OPEN:
@@ -116,9 +117,9 @@ class Breaker:
                 "the circuit to the config service is open after repeated failures",
                 retry_after=wait,
             )
-        if self._circuit.current_state == pybreaker.STATE_OPEN:
+        if self._state == pybreaker.STATE_OPEN:
             self._circuit.half_open()
-        trial = self._circuit.current_state == pybreaker.STATE_HALF_OPEN
+        trial = self._state == pybreaker.STATE_HALF_OPEN
         if trial:
             self._trial_out = True
         return Permit(self, self._generation, trial=trial)
@@ -137,6 +138,7 @@ class Breaker:
 
     def changed(self, to: str) -> None:
         """Note a transition of the circuit."""
+        self._state = to
         self._generation += 1
         self._trial_out = False
         if to == pybreaker.STATE_OPEN:

@@ -251,7 +251,7 @@ async def test_the_last_waiters_leaving_does_not_cancel_the_fetch() -> None:
     await asyncio.sleep(1)
     waiter.cancel()
     await asyncio.sleep(1.5)
-    assert said(await world.ask()) == "prompt-sidecar; hit; ttl=98"
+    assert said(await world.ask()) == "prompt-sidecar; hit; ttl=97"
     assert world.fetches == 1
 
 
