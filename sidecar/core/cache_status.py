@@ -2,7 +2,8 @@
 
 from enum import StrEnum
 from math import floor
-from typing import NamedTuple
+
+import msgspec
 
 CACHE_NAME = "prompt-sidecar"
 
@@ -16,8 +17,8 @@ class Forward(StrEnum):
     BYPASS = "bypass"
 
 
-class Provenance(NamedTuple):
-    """Where an answer came from."""
+class Provenance(msgspec.Struct, frozen=True, gc=False):
+    """Where an answer came from. (A struct, because each answer makes one: a quarter of a named tuple's cost.)"""
 
     hit: bool = False
     """Answered without asking the upstream; excludes `forward` (RFC 9211 §2.1)."""
@@ -36,6 +37,8 @@ class Provenance(NamedTuple):
 
 def cache_status(p: Provenance) -> str:
     """Return the value of Cache-Status; `hit` and `fwd` exclude each other (RFC 9211 §2.1)."""
+    if p.hit and p.detail is None and p.ttl is not None:  # the hot path
+        return f"{CACHE_NAME}; hit; ttl={floor(p.ttl)}"
     parts = [CACHE_NAME]
     if p.hit:
         parts.append("hit")

@@ -7,6 +7,8 @@
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 from sidecar.core.errors import FailureKind
 
 
@@ -20,8 +22,8 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
-class RequestOutcome(NamedTuple):
-    """A request was answered."""
+class RequestOutcome(msgspec.Struct, frozen=True, gc=False):
+    """A request was answered. (A struct: each request makes one.)"""
 
     node: str | None
     outcome: Outcome

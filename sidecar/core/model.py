@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from sidecar.core.cache_status import Provenance
+from sidecar.core.decision import STALE_TABLE, Action
+from sidecar.core.freshness import State, strategy_for, windows
+from sidecar.core.policy import Policy
 from sidecar.core.prompt import CompiledTemplate
 
 
@@ -62,9 +67,21 @@ class Entry:
 
     document: Document
     confirmed_at: float
-    """An instant of the process's monotonic clock, taken before the request was sent (RFC 9111 §4.2.3, less `Age`)."""
+    """An instant of the process's monotonic clock, taken before the request was sent (RFC 9111 §4.2.3)."""
     spread: float
     """In [-1, 1]: this entry's place in the spread of the ttl."""
+    policy: Policy
+    """The policy under which `hit_until` was worked out."""
+    hit_until: float
+    """Before this instant the entry serves a plain request whatever the circuit says: the stale table, read in advance."""
+
+    @classmethod
+    def of(cls, document: Document, confirmed_at: float, spread: float, policy: Policy) -> "Entry":
+        """Make an entry, working out now what each hit would ask."""
+        fresh_row = STALE_TABLE[strategy_for(policy, document.stated_ttl)][State.FRESH]
+        always_hits = fresh_row == (Action.SERVE, Action.SERVE)
+        fresh_for = windows(policy, document.stated_ttl, spread).fresh_for if always_hits else 0.0
+        return cls(document, confirmed_at, spread, policy, confirmed_at + fresh_for)
 
 
 def may_replace(new: Entry, old: Entry | None) -> bool:
@@ -77,9 +94,9 @@ def hollowed(new: Document, old: Document | None) -> bool:
     return old is not None and new.template.digest == old.template.digest and new.hollow and not old.hollow
 
 
-class Rendered(NamedTuple):
-    """A prompt, and how it was made."""
+class Rendered(msgspec.Struct, frozen=True, gc=False):
+    """A prompt, and how it was made. (A struct: each answer makes one.)"""
 
     prompt: str
-    used_placeholders: Mapping[str, Any]
+    used_placeholders: dict[str, str]
     provenance: Provenance

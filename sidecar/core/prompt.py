@@ -20,7 +20,7 @@ from sidecar.core.budget import (
     UndefinedNames,
 )
 from sidecar.core.meters import meter
-from sidecar.core.sandbox import RenderOptions, Undefined, sandbox
+from sidecar.core.sandbox import RenderOptions, Sandbox, Undefined, sandbox
 from sidecar.core.template_body import Body, Metered, Straight
 from sidecar.core.template_gate import TemplateRejected, admit
 from sidecar.core.template_rules import MAX_TOKENS, SHAPES, Profile
@@ -38,6 +38,10 @@ __all__ = [
     "UndefinedNames",
     "compile_template",
 ]
+
+
+_MAY_BE_UNDEFINED = frozenset({"d", "default", "defined", "undefined"})  # filters and tests
+_LONGEST_MESSAGE = 200  # characters of the parser's
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,6 @@ class _Reads:
             optional=frozenset(name for name, count in names.items() if optional[name] == count),
             words=frozenset(names.keys() | attributes | constants),
         )
-
-
-_MAY_BE_UNDEFINED = frozenset({"d", "default", "defined", "undefined"})
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -123,9 +124,7 @@ def compile_template(
     encoded = _encoded(source, limits.max_template_bytes)
     environment = sandbox(options, profile, limits)
     try:
-        if next(islice(environment.lex(source), MAX_TOKENS, None), None) is not None:
-            raise TemplateRejected("a template this large", f"{MAX_TOKENS} tokens are admitted")
-        tree = environment.parse(source)
+        tree = _parsed(source, environment)
         admit(tree, profile)
         reads = _Reads.of(tree)
         body: Body | None = Straight.of(tree, environment, options, limits.max_output_bytes)
@@ -141,6 +140,12 @@ def compile_template(
         raise TemplateRejected("the template", f"compiling it ends in {type(error).__name__}") from None
     digest = hashlib.sha256(json.dumps([asdict(options), profile]).encode() + b"\0" + encoded).hexdigest()
     return CompiledTemplate(digest, len(encoded), options, body.names, reads, body)
+
+
+def _parsed(source: str, environment: Sandbox) -> nodes.Template:
+    if next(islice(environment.lex(source), MAX_TOKENS, None), None) is not None:
+        raise TemplateRejected("a template this large", f"{MAX_TOKENS} tokens are admitted")
+    return environment.parse(source)
 
 
 def _encoded(source: str, limit: int) -> bytes:

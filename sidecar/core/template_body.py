@@ -46,6 +46,7 @@ class Straight:
 
     @classmethod
     def of(cls, tree: nodes.Template, environment: Sandbox, options: RenderOptions, limit: int) -> "Straight | None":
+        """Return the tree's body, or None if something has to be evaluated."""
         pieces, slots = [""], []
         for statement in tree.body:
             if not isinstance(statement, nodes.Output):
@@ -64,6 +65,7 @@ class Straight:
         return cls(pieces, slots, options, limit)
 
     def render(self, values: dict[str, Any]) -> str:
+        """Return the text."""
         try:
             row = self._values(values)
         except KeyError:
@@ -111,6 +113,7 @@ class Metered:
         self._clock = clock
 
     def render(self, values: dict[str, Any]) -> str:
+        """Return the text."""
         context = MeteredContext(self._environment, {**values, **self._environment.globals}, None, {})
         context.budget = Budget(self._limits, self._clock)
         room = self._limits.max_output_bytes

@@ -6,7 +6,6 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from math import ceil
-from typing import Any
 
 import msgspec
 from aiohttp import HttpVersion10, web
@@ -21,13 +20,8 @@ DRAIN_ABOVE = 65_536
 
 
 def prompt_body(rendered: Rendered) -> bytes:
-    """Encode `{"prompt", "used_placeholders"}`; a value that is no string stands there as its JSON text."""
-    used: Mapping[str, Any] = rendered.used_placeholders
-    for value in used.values():
-        if type(value) is not str:
-            used = {name: v if isinstance(v, str) else _encoder.encode(v).decode() for name, v in used.items()}
-            break
-    return _encoder.encode({"prompt": rendered.prompt, "used_placeholders": used})
+    """Encode `{"prompt", "used_placeholders"}`."""
+    return _encoder.encode({"prompt": rendered.prompt, "used_placeholders": rendered.used_placeholders})
 
 
 class PromptResponse(web.StreamResponse):

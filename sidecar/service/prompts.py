@@ -9,13 +9,13 @@ from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.decision import NO_DIRECTIVES, Action, Directives, after_failure, decide
 from sidecar.core.errors import FailureKind, PromptError, UpstreamFailure
 from sidecar.core.freshness import State, Windows, state_of, strategy_for, windows
-from sidecar.core.events import Coalesced, Evicted, FetchFailed, NotRendered, Outcome, RenderedEmpty, RequestOutcome
+from sidecar.core.events import Coalesced, Evicted, FetchFailed, Outcome, RequestOutcome
 from sidecar.core.model import Entry, PromptKey, Rendered, hollowed, may_replace
 from sidecar.core.policy import Policy, Strategy
-from sidecar.core.prompt import RenderFailed, Undefined, UndefinedNames
 from sidecar.core.retry import Rng
 from sidecar.service.background import Background
 from sidecar.service.ports import Clock, Observer, PromptCache, PromptSource
+from sidecar.service.rendering import ConfirmedNodes, Renderer
 from sidecar.service.single_flight import Joined, SingleFlight, wait
 
 ANSWER_MARGIN = 0.1
@@ -65,7 +65,12 @@ class Call(NamedTuple):
     directives: Directives
     policy: Policy
     began_at: float
-    deadline_at: float
+    deadline: float
+
+    @property
+    def deadline_at(self) -> float:
+        """The instant at which a fetch for this request must have ended."""
+        return self.began_at + self.deadline - ANSWER_MARGIN
 
 
 class PromptManager:
@@ -92,8 +97,8 @@ class PromptManager:
         self._rng = rng
         self._observe = observer
         self._flights: SingleFlight[PromptKey, Landed | UpstreamFailure] = SingleFlight(background, clock)
-        self._nodes: set[str] = set()
-        self._max_nodes = max_nodes
+        self._nodes = ConfirmedNodes(max_nodes)
+        self._renderer = Renderer(clock=clock, observer=observer, nodes=self._nodes)
 
     async def get_rendered_prompt(
         self,
@@ -110,60 +115,62 @@ class PromptManager:
         Raises `PromptError`. Source: contract §3, §4.
         """
         now = self._clock()
-        began_at = now if began_at is None else began_at
+        if began_at is None:
+            began_at = now
         key = PromptKey(user_id, node_name)
         policy = self._policy_for(node_name)
         entry = self._cache.peek(key)
-        view = look(entry, policy, now)
+        if entry is not None and now < entry.hit_until and entry.policy is policy and directives is NO_DIRECTIVES:
+            age = now - entry.confirmed_at  # most requests: nothing to decide
+            provenance = Provenance(hit=True, ttl=entry.hit_until - now, age=age)
+            return self._renderer.render(entry, node_name, dynamic_context, provenance, began_at)
+        return await self._answer(Call(key, dynamic_context, directives, policy, began_at, self._deadline), entry, now)
+
+    async def _answer(self, call: Call, entry: Entry | None, now: float) -> Rendered:
+        """Decide by the stale table, and do it."""
+        directives = call.directives
+        view = look(entry, call.policy, now)
         open_for = self._source.circuit_open_for()
-        call = Call(key, dynamic_context, directives, policy, began_at, began_at + self._deadline - ANSWER_MARGIN)
+        circuit_open = open_for is not None
         action = decide(
             view.strategy,
             view.state,
-            circuit_open=open_for is not None,
+            circuit_open=circuit_open,
             directives=directives,
             staleness=view.staleness,
         )
-        try:
-            match action:
-                case Action.SERVE | Action.SERVE_AND_REVALIDATE:
-                    assert entry is not None
-                    if action is Action.SERVE_AND_REVALIDATE:
-                        self._join(call, now + self._deadline)
-                    return self._serve(call, entry, _hit(view, action, circuit_open=open_for is not None))
-                case Action.FETCH | Action.FETCH_BRIEFLY:
-                    return await self._forward(call, view, brief=action is Action.FETCH_BRIEFLY)
-                case Action.FAIL_CIRCUIT_OPEN:
-                    raise _unavailable(
-                        UpstreamFailure(
-                            FailureKind.CIRCUIT_OPEN,
-                            "the circuit to the config service is open after repeated failures",
-                            retry_after=open_for,
-                        ),
-                        Provenance(detail="circuit-open"),
-                    )
-                case Action.FAIL_NOT_CACHED:
-                    raise PromptError(
-                        504,
-                        "Nothing usable is cached, and the request says only-if-cached.",
-                        reason="not_cached",
-                        provenance=Provenance(detail="only-if-cached"),
-                    )
-                case _:
-                    assert_never(action)
-        except PromptError as error:
-            self._observe(
-                RequestOutcome(
-                    self._label(node_name),
-                    Outcome.ERROR,
-                    self._clock() - began_at,
-                    0.0,
-                    None,
-                    error.reason,
-                    error.status,
+        match action:
+            case Action.SERVE | Action.SERVE_AND_REVALIDATE:
+                assert entry is not None
+                if action is Action.SERVE_AND_REVALIDATE:
+                    self._join(call, now + self._deadline)
+                return self._serve(call, entry, _hit(view, action, circuit_open=circuit_open))
+            case Action.FETCH | Action.FETCH_BRIEFLY:
+                return await self._forward(call, view, brief=action is Action.FETCH_BRIEFLY)
+            case Action.FAIL_CIRCUIT_OPEN:
+                failure = UpstreamFailure(
+                    FailureKind.CIRCUIT_OPEN,
+                    "the circuit to the config service is open after repeated failures",
+                    retry_after=open_for,
                 )
-            )
-            raise
+                raise self._told(call, _unavailable(failure, Provenance(detail="circuit-open")))
+            case Action.FAIL_NOT_CACHED:
+                error = PromptError(
+                    504,
+                    "Nothing usable is cached, and the request says only-if-cached.",
+                    reason="not_cached",
+                    provenance=Provenance(detail="only-if-cached"),
+                )
+                raise self._told(call, error)
+            case _:
+                assert_never(action)
+
+    def _told(self, call: Call, error: PromptError) -> PromptError:
+        """Tell of a request that ends without a prompt."""
+        seconds = self._clock() - call.began_at
+        node = self._nodes.label(call.key.node_name)
+        self._observe(RequestOutcome(node, Outcome.ERROR, seconds, 0.0, None, error.reason, error.status))
+        return error
 
     async def _forward(self, call: Call, before: View, *, brief: bool) -> Rendered:
         """Ask the upstream; serve what it says, or what the policy allows instead."""
@@ -176,7 +183,7 @@ class PromptManager:
             flight = self._join(call, call.deadline_at, began_after=began_after)
             if flight.collapsed and not collapsed:
                 collapsed = True
-                self._observe(Coalesced(self._label(call.key.node_name)))
+                self._observe(Coalesced(self._nodes.label(call.key.node_name)))
             try:
                 landed = await wait(flight.task, patience_until - self._clock())
             except TimeoutError:
@@ -197,15 +204,13 @@ class PromptManager:
                 brief = False
                 patience_until = last_moment
                 continue
-            raise _unavailable(
-                landed,
-                Provenance(
-                    forward=forward,
-                    forward_status=landed.status,
-                    collapsed=collapsed,
-                    detail=landed.kind.value.replace("_", "-"),
-                ),
+            provenance = Provenance(
+                forward=forward,
+                forward_status=landed.status,
+                collapsed=collapsed,
+                detail=landed.kind.value.replace("_", "-"),
             )
+            raise self._told(call, _unavailable(landed, provenance))
 
     def _instead(self, call: Call, failure: UpstreamFailure, forward: Forward, *, collapsed: bool) -> Rendered | None:
         """Serve what is kept instead of what failed, if the policy allows it now."""
@@ -227,6 +232,9 @@ class PromptManager:
                 ),
             )
         return None
+
+    def _serve(self, call: Call, entry: Entry, provenance: Provenance) -> Rendered:
+        return self._renderer.render(entry, call.key.node_name, call.context, provenance, call.began_at)
 
     def _join(
         self, call: Call, deadline_at: float, *, began_after: float | None = None
@@ -251,12 +259,11 @@ class PromptManager:
             kept = self._cache.peek(key)
             if failure.rule.evicts and kept is not None and kept.confirmed_at <= began_at:
                 await self._cache.delete(key)
-                self._observe(Evicted(self._label(key.node_name)))
-            self._observe(FetchFailed(self._label(key.node_name), failure.kind, failure.detail))
+                self._observe(Evicted(self._nodes.label(key.node_name)))
+            self._observe(FetchFailed(self._nodes.label(key.node_name), failure.kind, failure.detail))
             return failure
-        if len(self._nodes) < self._max_nodes:
-            self._nodes.add(key.node_name)
-        entry = Entry(confirmed.document, confirmed.confirmed_at, self._rng.uniform(-1.0, 1.0))
+        self._nodes.confirm(key.node_name)
+        entry = Entry.of(confirmed.document, confirmed.confirmed_at, self._rng.uniform(-1.0, 1.0), policy)
         keep_for = windows(policy, entry.document.stated_ttl, entry.spread).usable_for
         stored = (
             policy.strategy is not Strategy.NETWORK_ONLY and keep_for > 0 and may_replace(entry, self._cache.peek(key))
@@ -264,47 +271,6 @@ class PromptManager:
         if stored:
             await self._cache.set(key, entry, keep_for)
         return Landed(entry, stored)
-
-    def _serve(self, call: Call, entry: Entry, provenance: Provenance) -> Rendered:
-        """Render an entry with the request's own content."""
-        document = entry.document
-        context = call.context
-        node = call.key.node_name
-        if document.required and (missing := [name for name in document.required if context.get(name) is None]):
-            self._observe(NotRendered(self._label(node), "required"))
-            raise _missing(tuple(sorted(missing)))
-        rendering_at = self._clock()
-        try:
-            prompt = document.template.render(document.static, context)
-        except UndefinedNames as failure:
-            self._observe(NotRendered(self._label(node), failure.reason))
-            raise _missing(failure.missing) from failure
-        except RenderFailed as failure:
-            self._observe(NotRendered(self._label(node), failure.reason))
-            raise PromptError(
-                422, f"The prompt cannot be rendered with this content: {failure}.", reason=f"render_{failure.reason}"
-            ) from failure
-        used: dict[str, Any] = {**document.used, **context}
-        if document.template.options.undefined is Undefined.EMPTY and (empty := document.template.names - used.keys()):
-            self._observe(RenderedEmpty(self._label(node), tuple(sorted(empty))))
-            used.update(dict.fromkeys(empty, ""))
-        now = self._clock()
-        self._observe(
-            RequestOutcome(
-                self._label(node),
-                _outcome(provenance),
-                now - call.began_at,
-                now - rendering_at,
-                provenance.age,
-                provenance.detail,
-                200,
-            )
-        )
-        return Rendered(prompt, used, provenance)
-
-    def _label(self, node: str) -> str | None:
-        """Return the node's name where the upstream confirmed it (and the label set is not full), else None."""
-        return node if node in self._nodes else None
 
 
 def _hit(view: View, action: Action, *, circuit_open: bool) -> Provenance:
@@ -347,19 +313,4 @@ def _unavailable(failure: UpstreamFailure, provenance: Provenance) -> PromptErro
         reason=failure.kind.value,
         retry_after=max(1.0, failure.retry_after or 1.0) if status == 503 else None,
         provenance=provenance,
-    )
-
-
-def _outcome(p: Provenance) -> Outcome:
-    if p.ttl is not None:
-        return Outcome.FRESH if p.ttl > 0 else Outcome.STALE
-    return Outcome.BYPASS if p.forward is Forward.BYPASS else Outcome.MISS
-
-
-def _missing(names: tuple[str, ...]) -> PromptError:
-    return PromptError(
-        422,
-        f"The template needs what the request's context does not give: {', '.join(names)}.",
-        reason="missing_placeholders",
-        missing=names,
     )

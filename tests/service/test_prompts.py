@@ -380,7 +380,7 @@ async def test_content_that_cannot_be_rendered_is_the_requests_error() -> None:
     world.source.serves = document("{{ topic + 1 }} {{ style }}")
     with pytest.raises(PromptError) as caught:
         await world.ask(topic="tides")
-    assert (caught.value.status, caught.value.reason) == (422, "render_error")
+    assert (caught.value.status, caught.value.reason) == (422, "error")
     assert "tides" not in str(caught.value)
 
 
