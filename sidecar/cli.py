@@ -15,7 +15,8 @@ import click
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 GC_THRESHOLD = 50_000
-"""Allocations between collections of the youngest generation: a request makes no cycles worth looking for more often."""
+"""Allocations between collections of the youngest generation: a request makes no cycles worth looking for sooner."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 FAULTS = (
     "none", "500", "503", "429", "unauthorized", "hang", "reset", "slow", "drip", "half", "garbage", "empty",
@@ -26,11 +27,24 @@ FAULTS = (
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _say_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 — click's own way
+    if value and not context.resilient_parsing:
+        from sidecar.app import installed_version
+
+        click.echo(installed_version())
+        context.exit()
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog='Shell completion: eval "$(_PROMPT_SIDECAR_COMPLETE=bash_source prompt-sidecar)", or zsh_source, fish_source.',
+    epilog="""\b
+Shell completion (or zsh_source, fish_source):
+  eval "$(_PROMPT_SIDECAR_COMPLETE=bash_source prompt-sidecar)"
+""",
 )
-@click.version_option(package_name="prompt-sidecar", message="%(version)s")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_say_version, help="Say the version."
+)
 def main() -> None:
     """Keep LearnFlow's prompts coming while its config service is away."""
 
@@ -41,7 +55,7 @@ def _settings_options(command: F) -> F:
             click.option(
                 "--config",
                 type=click.Path(path_type=Path),
-                help="Settings file (YAML). Default: config/sidecar.yaml, where there is one.",
+                help="Settings file (YAML). Default: SIDECAR_CONFIG, else config/sidecar.yaml, where there is one.",
             ),
             click.option("--listen", metavar="HOST:PORT", help="Where LearnFlow asks."),
             click.option("--ops-listen", metavar="HOST:PORT", help="Where probes and Prometheus ask."),
@@ -128,16 +142,39 @@ def run(config: Path | None, **flags: str | None) -> None:
 
 @main.command()
 @click.option(
-    "--listen", default="127.0.0.1:8003", show_default=True, metavar="HOST:PORT", callback=_address, help="Where to serve."
+    "--listen",
+    default="127.0.0.1:8003",
+    show_default=True,
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Where to serve.",
 )
-@click.option("--templates", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="prompts.yaml. Default: the demo's own.")
-@click.option("--database", default=":memory:", show_default=True, help="SQLite file.")
-@click.option("--cache-ttl", default=300.0, show_default=True, help="cache_ttl of the prompt-data answers; seconds.")
 @click.option(
-    "--fault", default="none", show_default=True, help="Fault mode to begin with; PUT /_reference/fault changes it."
+    "--templates",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="prompts.yaml. Default: the demo's own.",
+)
+@click.option("--database", default=":memory:", show_default=True, help="SQLite file.")
+@click.option(
+    "--cache-ttl",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="cache_ttl of the prompt-data answers; seconds.",
+)
+@click.option(
+    "--fault",
+    type=click.Choice(FAULTS),
+    default="none",
+    show_default=True,
+    metavar="MODE",
+    help=f"Fault mode to begin with; PUT /_reference/fault changes it. One of: {', '.join(FAULTS)}.",
 )
 def upstream(**options: Any) -> None:
-    """Serve a small reference config service, for the demo and the tests; never for production."""
+    """Serve a reference config service, never for production.
+
+    A small one, for the demo and the tests.
+    """
     from sidecar.demo.reference.cli import serve_from_options
 
     _run(serve_from_options(**options))
@@ -146,19 +183,50 @@ def upstream(**options: Any) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the result for machines, and nothing else.")
 def demo(*, as_json: bool) -> None:
-    """Show the main job: healthy traffic, an outage, the end of what the policy allows, recovery."""
-    from sidecar.demo.scenario import play
+    """Show the main job: an outage, from beginning to end.
 
-    sys.exit(_run(play(as_json=as_json)))
+    Healthy traffic, an outage covered from the cache, the end of what the policy allows, recovery; half a minute.
+    """
+    from sidecar.demo.processes import ChildError
+    from sidecar.demo.scenario import StoryError, play
+
+    try:
+        sys.exit(_run(_unless_stopped(play(as_json=as_json))))
+    except (ChildError, StoryError) as error:
+        _die(str(error))
 
 
 def _stop_signal() -> asyncio.Event:
     """Return the event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, int]) -> int:
+    """Return what the work returns; SIGTERM and SIGINT cancel it, once, so that it can tidy up after itself.
+
+    The exit code is then the shell's: 128 and the signal's number.
+    """
+    task = asyncio.ensure_future(work)
+    caught: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        if not caught:
+            caught.append(number)
+            task.cancel()
+
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except (asyncio.CancelledError, Exception):  # what was stopped may also fail on its way out
+        if not caught:
+            raise
+        click.echo("Stopped.", err=True)
+        return 128 + caught[0]
 
 
 def _run(main_task: Coroutine[Any, Any, Any]) -> Any:

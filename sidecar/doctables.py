@@ -1,6 +1,7 @@
 """The tables of docs/architecture.md, drawn from the code that obeys them."""
 
 import re
+from collections.abc import Callable, Mapping
 
 from sidecar.core.decision import STALE_TABLE
 from sidecar.core.errors import FAILURE_TABLE
@@ -28,7 +29,7 @@ def failure_table() -> str:
     head = "| failure | what happened | retry? | breaker | stale may serve? | evicts? | our status |"
     rows = [
         f"| `{kind}` | {rule.meaning} | {_yes(on=rule.retry)} | {rule.verdict} | {_yes(on=rule.stale)} "
-        f"| {_yes(on=rule.evicts)} | {rule.status or 'the upstream’s own'} |"
+        f"| {_yes(on=rule.evicts)} | {rule.status or 'as answered'} |"
         for kind, rule in FAILURE_TABLE.items()
     ]
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
@@ -38,11 +39,11 @@ def _yes(*, on: bool) -> str:
     return "yes" if on else "no"
 
 
-TABLES = {"stale table": stale_table, "failure table": failure_table}
+TABLES: Mapping[str, Callable[[], str]] = {"stale table": stale_table, "failure table": failure_table}
 
 
 def filled(text: str) -> str:
     """Return a document with each `<!-- NAME -->…<!-- end -->` holding its table as it is now."""
     for name, table in TABLES.items():
-        text = re.sub(rf"(?s)(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t() + m[2], text)
+        text = re.sub(rf"(?s)(?<=<!-- {name} -->\n).*?(?=\n<!-- end -->)", table().replace("\\", r"\\"), text)
     return text

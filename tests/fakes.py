@@ -1,4 +1,4 @@
-"""What stands for the outside in tests of the service: a scripted source, chance that never varies, a list of events."""
+"""What stands for the outside in tests of the service: a scripted source, still chance, a list of events."""
 
 import asyncio
 from collections import Counter

@@ -14,7 +14,7 @@ from sidecar.core.prompt import CompiledTemplate
 from sidecar.service.ports import Clock
 
 ENTRY_OVERHEAD = 1024
-"""Bytes of an entry's objects without its strings: key, entry, document, three mappings, the slot (measured: about 900)."""
+"""Bytes of an entry's objects without its strings: key, entry, document, three mappings, the slot."""
 TEMPLATE_OVERHEAD = 16_384
 """Bytes of a compiled template without its source: module, code, environment's share (measured: 12 KB to 16 KB)."""
 TEMPLATE_FACTOR = 4
@@ -136,7 +136,8 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         return self._keep(key, value, ttl)
 
     async def _multi_set(self, pairs: Iterable[tuple[PromptKey, Entry]], ttl: float | None = None, **_: Any) -> bool:
-        return all([self._keep(key, value, ttl) for key, value in pairs])
+        kept = [self._keep(key, value, ttl) for key, value in pairs]
+        return all(kept)
 
     async def _add(self, key: PromptKey, value: Entry, ttl: float | None = None, **_: Any) -> bool:
         if self.peek(key) is not None:

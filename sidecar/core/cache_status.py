@@ -18,7 +18,7 @@ class Forward(StrEnum):
 
 
 class Provenance(msgspec.Struct, frozen=True, gc=False):
-    """Where an answer came from. (A struct, because each answer makes one: a quarter of a named tuple's cost.)"""
+    """Where an answer came from; a struct, because each answer makes one, at a quarter of a named tuple's cost."""
 
     hit: bool = False
     """Answered without asking the upstream; excludes `forward` (RFC 9211 §2.1)."""

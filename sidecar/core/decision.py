@@ -1,4 +1,4 @@
-"""decide() before the fetch, after_failure() after it: the stale table (contract §3–§5)."""
+"""decide() before the fetch, after_failure() after it: the stale table (contract §3 to §5)."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -106,7 +106,7 @@ def after_failure(
     directives: Directives = NO_DIRECTIVES,
     staleness: float = 0.0,
 ) -> bool:
-    """Return whether the entry may be served although the fetch failed; `state` is that of now, not of before the fetch."""
+    """Return whether the entry may serve although the fetch failed; `state` is that of now, not of before it."""
     return (
         FAILURE_TABLE[kind].stale
         and strategy is not Strategy.NETWORK_ONLY

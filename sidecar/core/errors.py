@@ -1,4 +1,4 @@
-"""What can go wrong at the upstream, and the one table that retry, breaker and cache obey (contract §3, §4 promise 7)."""
+"""What can go wrong at the upstream, and the table that retry, breaker and cache obey (contract §3, §4 promise 7)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

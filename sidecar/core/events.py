@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 
 
 class RequestOutcome(msgspec.Struct, frozen=True, gc=False):
-    """A request was answered. (A struct: each request makes one.)"""
+    """A request was answered; a struct, because each request makes one."""
 
     node: str | None
     outcome: Outcome

@@ -173,11 +173,9 @@ class _Meter(NodeTransformer):
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         cost = self._filters[node.name].cost
-        if (
-            node.node is not None and cost is not Cost.FREE
-        ):  # None: what a filter block holds, metered where it was made
+        if cost is not Cost.FREE and node.node is not None:  # None: what a block holds, metered where it was made
             node.node = self._one(_BY_COST[cost], node.node)
-        node.args = self._all(_DATA, node.args)
+        self._arguments(node, _DATA if cost is Cost.FREE else _TEXT)
         return node
 
     def visit_Test(self, node: nodes.Test) -> nodes.Node:  # noqa: N802
@@ -188,14 +186,17 @@ class _Meter(NodeTransformer):
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.args = self._all(_DATA, node.args)
-        for keyword in node.kwargs:
-            keyword.value = self._one(_DATA, keyword.value)
+        self._arguments(node, _DATA)
         if not isinstance(node.node, nodes.Getattr):
             return node
         method = self._always(CALL_METHOD, node.node.node, nodes.Const(node.node.attr), *node.args)
         method.kwargs = node.kwargs  # type: ignore[assignment] # Jinja's annotation says Pair, its parser makes Keyword
         return method
+
+    def _arguments(self, node: nodes.Filter | nodes.Call, name: str) -> None:
+        node.args = self._all(name, node.args)
+        for keyword in node.kwargs:
+            keyword.value = self._one(name, keyword.value)
 
     def _all(self, name: str, expressions: list[nodes.Expr]) -> list[nodes.Expr]:
         return [self._one(name, expression) for expression in expressions]

@@ -73,7 +73,7 @@ class Entry:
     policy: Policy
     """The policy under which `hit_until` was worked out."""
     hit_until: float
-    """Before this instant the entry serves a plain request whatever the circuit says: the stale table, read in advance."""
+    """Until this instant a plain request is served whatever the circuit says: the stale table, read in advance."""
 
     @classmethod
     def of(cls, document: Document, confirmed_at: float, spread: float, policy: Policy) -> "Entry":
@@ -90,12 +90,12 @@ def may_replace(new: Entry, old: Entry | None) -> bool:
 
 
 def hollowed(new: Document, old: Document | None) -> bool:
-    """Return whether an answer has lost all settings although its template is the same: a sick upstream, not a change."""
+    """Return whether an answer lost all settings although its template is the same: a sick upstream, not a change."""
     return old is not None and new.template.digest == old.template.digest and new.hollow and not old.hollow
 
 
 class Rendered(msgspec.Struct, frozen=True, gc=False):
-    """A prompt, and how it was made. (A struct: each answer makes one.)"""
+    """A prompt, and how it was made; a struct, because each answer makes one."""
 
     prompt: str
     used_placeholders: dict[str, str]

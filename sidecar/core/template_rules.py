@@ -94,7 +94,7 @@ STRICT_FILTERS: Mapping[str, Rule] = {
     "round": Rule(Cost.FREE, {"precision": Arg.PLACES, "method": Arg.TEXT}),
     "safe": _TEXT,
     "sort": Rule(Cost.ROWS, {"reverse": Arg.FLAG, **_CASE, **_FIELD}),
-    "string": _ESCAPE,
+    "string": _TEXT,
     "sum": Rule(Cost.ROWS, _FIELD),
     "title": _TEXT,
     "tojson": _ESCAPE,

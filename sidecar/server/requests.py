@@ -50,26 +50,12 @@ def _parse_leniently(body: bytes) -> PromptRequest:
 
     It reads JSON with Python's json and coerces the user id (recorded behaviour: "1001", 1001.0 and true are taken).
     """
-    try:
-        value = json.loads(body)
-    except UnicodeDecodeError:
-        raise BadRequestError("the body is not valid UTF-8, UTF-16 or UTF-32") from None
-    except RecursionError:
-        raise BadRequestError("the body is nested too deeply") from None
-    except ValueError as error:
-        where = f" at position {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BadRequestError(f"the body is not JSON{where}") from None
+    value = _load(body)
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
     problems: list[str] = []
     user_id = _user_id(value, problems)
-    node_name = value.get("node_name")
-    if "node_name" not in value:
-        problems.append("node_name is required")
-    elif not isinstance(node_name, str):
-        problems.append("node_name must be a string")
-    elif not _encodable(node_name):
-        problems.append("node_name must be valid Unicode")
+    node_name = _node_name(value, problems)
     context = value.get("context", {})
     if not isinstance(context, dict):
         problems.append("context must be an object")
@@ -77,8 +63,32 @@ def _parse_leniently(body: bytes) -> PromptRequest:
         problems.append("context must hold valid Unicode (it has a lone surrogate)")
     if problems:
         raise BadRequestError(*problems)
-    assert isinstance(node_name, str)
     return PromptRequest(user_id, node_name, context)
+
+
+def _load(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except UnicodeDecodeError:
+        raise BadRequestError("the body is not valid UTF-8, UTF-16 or UTF-32") from None
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply") from None
+    except ValueError as error:
+        where = f" at position {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise BadRequestError(f"the body is not JSON{where}") from None
+
+
+def _node_name(value: Mapping[str, Any], problems: list[str]) -> str:
+    node_name = value.get("node_name")
+    if isinstance(node_name, str) and _encodable(node_name):
+        return node_name
+    if "node_name" not in value:
+        problems.append("node_name is required")
+    elif isinstance(node_name, str):
+        problems.append("node_name must be valid Unicode")
+    else:
+        problems.append("node_name must be a string")
+    return ""
 
 
 def _user_id(value: Mapping[str, Any], problems: list[str]) -> int:

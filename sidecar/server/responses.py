@@ -32,7 +32,7 @@ class PromptResponse(web.StreamResponse):
     """
 
     def __init__(self, rendered: Rendered) -> None:  # StreamResponse's own state is what this saves
-        self._body = prompt_body(rendered)
+        self._whole = prompt_body(rendered)
         self._provenance = rendered.provenance
         self._request: web.BaseRequest | None = None
         self._persistent = False
@@ -59,7 +59,7 @@ class PromptResponse(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        body = self._body
+        body = self._whole
         p = self._provenance
         connection = _CONNECTION[self._persistent, request.version == HttpVersion10]
         head = (

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, assert_never
 from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.decision import NO_DIRECTIVES, Action, Directives, after_failure, decide
 from sidecar.core.errors import FailureKind, PromptError, UpstreamFailure
-from sidecar.core.freshness import State, Windows, state_of, strategy_for, windows
 from sidecar.core.events import Coalesced, Evicted, FetchFailed, Outcome, RequestOutcome
+from sidecar.core.freshness import State, Windows, state_of, strategy_for, windows
 from sidecar.core.model import Entry, PromptKey, Rendered, hollowed, may_replace
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.retry import Rng
@@ -123,7 +123,7 @@ class PromptManager:
         if entry is not None and now < entry.hit_until and entry.policy is policy and directives is NO_DIRECTIVES:
             age = now - entry.confirmed_at  # most requests: nothing to decide
             provenance = Provenance(hit=True, ttl=entry.hit_until - now, age=age)
-            return self._renderer.render(entry, node_name, dynamic_context, provenance, began_at)
+            return self._renderer.render(entry, node_name, dynamic_context, provenance, began_at=began_at, now=now)
         return await self._answer(Call(key, dynamic_context, directives, policy, began_at, self._deadline), entry, now)
 
     async def _answer(self, call: Call, entry: Entry | None, now: float) -> Rendered:
@@ -234,7 +234,9 @@ class PromptManager:
         return None
 
     def _serve(self, call: Call, entry: Entry, provenance: Provenance) -> Rendered:
-        return self._renderer.render(entry, call.key.node_name, call.context, provenance, call.began_at)
+        return self._renderer.render(
+            entry, call.key.node_name, call.context, provenance, began_at=call.began_at, now=self._clock()
+        )
 
     def _join(
         self, call: Call, deadline_at: float, *, began_after: float | None = None

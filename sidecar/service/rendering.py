@@ -39,15 +39,24 @@ class Renderer:
         self._nodes = nodes
 
     def render(
-        self, entry: Entry, node: str, context: Mapping[str, Any], provenance: Provenance, began_at: float
+        self,
+        entry: Entry,
+        node: str,
+        context: Mapping[str, Any],
+        provenance: Provenance,
+        *,
+        began_at: float,
+        now: float,
     ) -> Rendered:
-        """Return the prompt; raises `PromptError` 422 where something is missing or cannot be rendered."""
-        rendering_at = self._clock()
+        """Return the prompt; raises `PromptError` 422 where something is missing or cannot be rendered.
+
+        `began_at`: when the request came; `now`: the present instant.
+        """
         document = entry.document
-        if document.required:
-            missing = [name for name in document.required if context.get(name) is None]
-            if missing:
-                raise self._refusal(node, "required", began_at, missing=tuple(sorted(missing)))
+        for name in document.required:
+            if context.get(name) is None:
+                missing = tuple(sorted(name for name in document.required if context.get(name) is None))
+                raise self._refusal(node, "required", began_at, missing=missing)
         try:
             prompt = document.template.render(document.static, context)
         except UndefinedNames as failure:
@@ -63,13 +72,18 @@ class Renderer:
             if empty:
                 self._observe(RenderedEmpty(self._nodes.label(node), tuple(sorted(empty))))
                 used.update(dict.fromkeys(empty, ""))
-        now = self._clock()
+        done_at = self._clock()
+        ttl = provenance.ttl
+        if ttl is not None:
+            outcome = Outcome.FRESH if ttl > 0 else Outcome.STALE
+        else:
+            outcome = Outcome.BYPASS if provenance.forward is Forward.BYPASS else Outcome.MISS
         self._observe(
             RequestOutcome(
                 self._nodes.label(node),
-                _outcome(provenance),
-                now - began_at,
-                now - rendering_at,
+                outcome,
+                done_at - began_at,
+                done_at - now,
                 provenance.age,
                 provenance.detail,
                 200,
@@ -88,9 +102,3 @@ class Renderer:
         else:
             detail = f"The prompt cannot be rendered with this content: {because}."
         return PromptError(422, detail, reason=reason, missing=missing, provenance=Provenance(detail="render"))
-
-
-def _outcome(p: Provenance) -> Outcome:
-    if p.ttl is not None:
-        return Outcome.FRESH if p.ttl > 0 else Outcome.STALE
-    return Outcome.BYPASS if p.forward is Forward.BYPASS else Outcome.MISS

@@ -8,7 +8,6 @@ from typing import Any, Generic, TypeVar
 from sidecar.service.background import Background
 from sidecar.service.ports import Clock
 
-
 K = TypeVar("K")
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
@@ -108,7 +107,7 @@ class _Tally:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return the cumulated counts by upper bound, as the exposition wants them."""
-        names = [*(floatToGoString(bound) for bound in self.bounds), "+Inf"]
+        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(names, accumulate(self.counts), strict=True))
 
 

@@ -8,7 +8,7 @@ counts is decided here, by a monotonic clock.
 
 import contextlib
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import pybreaker
 
@@ -51,7 +51,7 @@ class Permit:
         """Say how the call ended; what is said last counts."""
         self._told = verdict
 
-    def __enter__(self) -> "Permit":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -61,7 +61,7 @@ class GuardedSource:
         return self._breaker.open_for()
 
     async def fetch(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation:
-        """Bring the key's document before `deadline_at`; raises `UpstreamFailure`, the last attempt's where there were some."""
+        """Bring the key's document before `deadline_at`; raises the last attempt's `UpstreamFailure`."""
         self._budget.deposit()
         attempts = 0
         while True:
