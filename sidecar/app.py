@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from errno import EADDRINUSE
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -177,9 +178,10 @@ async def _listen(runner: web.ServerRunner, address: Address, key: str) -> Addre
     try:
         await web.TCPSite(runner, address.host, address.port, backlog=BACKLOG).start()
     except OSError as error:
+        hint = " Is another sidecar running there? Choose another address, or stop what has it."
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # names have their own
         raise StartError(
-            f"{key}: cannot listen on {address}: {os.strerror(error.errno or 0)}. "
-            "Is another sidecar running there? Choose another address, or stop what has it."
+            f"{key}: cannot listen on {address}: {reason}.{hint if error.errno == EADDRINUSE else ''}"
         ) from error
     host, port = runner.addresses[0][:2]
     return Address(host, port)

@@ -300,6 +300,7 @@ class RawUpstream:
         self.plays = plays
         self.requests: list[bytes] = []
         self.url = ""
+        self.server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -322,6 +323,10 @@ class RawUpstream:
                 await writer.wait_closed()
 
     async def close(self) -> None:
+        """Break all connections, and refuse new ones."""
+        assert self.server is not None
+        self.server.close()
+        await self.server.wait_closed()
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -331,14 +336,12 @@ class RawUpstream:
 async def raw_upstream(plays: Play) -> AsyncIterator[RawUpstream]:
     """Run a raw upstream."""
     upstream = RawUpstream(plays)
-    server = await asyncio.start_server(upstream.connected, "127.0.0.1", 0, backlog=1024)
-    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    upstream.server = await asyncio.start_server(upstream.connected, "127.0.0.1", 0, backlog=1024)
+    upstream.url = f"http://127.0.0.1:{upstream.server.sockets[0].getsockname()[1]}"
     try:
         yield upstream
     finally:
-        server.close()
         await upstream.close()
-        await server.wait_closed()
 
 
 async def forever() -> None:

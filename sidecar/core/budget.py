@@ -19,7 +19,7 @@ class RenderLimits:
     max_seconds: float = 0.1  # the event loop stands still meanwhile
 
 
-class RenderFailed(Exception):  # noqa: N818 - the outcome of a rendering, named like its metric
+class RenderFailed(Exception):
     """Say why a rendering gave no prompt; values are never quoted."""
 
     reason: ClassVar[Reason] = "error"

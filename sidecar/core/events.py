@@ -36,6 +36,10 @@ class RequestOutcome(msgspec.Struct, frozen=True, gc=False):
     status: int
 
 
+class FreshHit(RequestOutcome, frozen=True, gc=False):
+    """A request was answered from fresh data: most are, and who does not care for them need not be told."""
+
+
 class Coalesced(NamedTuple):
     """A request shares another's fetch."""
 
@@ -100,6 +104,7 @@ class Crashed(NamedTuple):
 
 Event = (
     RequestOutcome
+    | FreshHit
     | Coalesced
     | UpstreamAttempt
     | Retried

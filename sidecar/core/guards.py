@@ -59,7 +59,7 @@ def _round(_value: object, precision: int = 0, *_: object, **__: object) -> floa
 
 def _unique(items: Any, *_: object, **__: object) -> float:
     # Python hashes integers modulo 2**61 - 1: a list of multiples would take quadratic time.
-    return math.inf if any(isinstance(item, int) and item.bit_length() > 64 for item in items) else 0  # noqa: PLR2004
+    return math.inf if any(isinstance(item, int) and item.bit_length() > 64 for item in items) else 0
 
 
 def _format(text: object, *args: object, **kwargs: object) -> float:

@@ -141,7 +141,15 @@ class _Meter(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return node if self._is_constant(node) else self._always(_CONCAT, nodes.List(node.nodes, lineno=node.lineno))
+        if all(map(self._is_constant, node.nodes)):
+            return node
+        return self._always(_CONCAT, nodes.List(node.nodes, lineno=node.lineno))
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice) and not self._is_constant(node):  # Python would warn of a slice of `1`
+            node.node = self._always(_TICK, node.node)
+        return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -211,7 +219,8 @@ class _Meter(NodeTransformer):
 
     def _is_constant(self, expression: nodes.Expr) -> bool:
         try:
-            weight(expression.as_const(self._eval), MAX_CONSTANTS, printable=True)
+            value = expression.as_const(self._eval)
+            weight(value, MAX_CONSTANTS, printable=True)
         except Exception:  # noqa: BLE001 - whatever keeps Jinja from folding it shows again when it is rendered
             return False
-        return True
+        return not isinstance(value, JinjaUndefined)

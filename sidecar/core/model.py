@@ -1,6 +1,6 @@
 """What is asked for, what is kept, and what is answered."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,15 +51,6 @@ class Document:
         used = {name: settings[name] for name in settings if name in template.names}
         return cls(template, settings, required, stated_ttl, etag, template.prepare(used), used)
 
-    @property
-    def hollow(self) -> bool:
-        """Whether nothing is set of what the template wants from the settings.
-
-        Today's service answers like this when its database is down: well-formed, and wrong.
-        """
-        wanted = self.template.names - self.required
-        return bool(wanted) and not any(self.used.get(name, "").strip() for name in wanted)
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -90,8 +81,19 @@ def may_replace(new: Entry, old: Entry | None) -> bool:
 
 
 def hollowed(new: Document, old: Document | None) -> bool:
-    """Return whether an answer lost all settings although its template is the same: a sick upstream, not a change."""
-    return old is not None and new.template.digest == old.template.digest and new.hollow and not old.hollow
+    """Return whether an answer has lost all settings although its template is the same: a sick upstream, not a change.
+
+    Today's service answers like this when its database is down: well-formed, and wrong. What the template wants from
+    the settings is read from the old answer: a sick one may say that all of it is for the request to give.
+    """
+    if old is None or new.template.digest != old.template.digest:
+        return False
+    wanted = old.template.names - old.required
+    return _sets_any(old, wanted) and not _sets_any(new, wanted)
+
+
+def _sets_any(document: Document, names: Iterable[str]) -> bool:
+    return any(document.used.get(name, "").strip() for name in names)
 
 
 class Rendered(msgspec.Struct, frozen=True, gc=False):

@@ -106,10 +106,10 @@ class CompiledTemplate:
             raise RenderFailed(f"{type(error).__name__} in an expression") from None
 
     def _undefined(self, name: object, values: Mapping[str, Any]) -> UndefinedNames:
+        if not isinstance(name, str) or name not in self._reads.words:
+            return UndefinedNames([])
         absent = self.names - self._reads.optional - values.keys()
-        if name in absent:
-            return UndefinedNames(absent)
-        return UndefinedNames([name] if isinstance(name, str) and name in self._reads.words else [])
+        return UndefinedNames(absent if name in absent else [name])
 
 
 def compile_template(

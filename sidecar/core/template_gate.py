@@ -26,7 +26,7 @@ from sidecar.core.template_rules import (
 _LONGEST_NAME = 60  # characters of a name that a message repeats
 
 
-class TemplateRejected(Exception):  # noqa: N818 - a verdict on the template, not a fault of ours
+class TemplateRejected(Exception):
     """Say which construct of a template is refused, where, and what is allowed; its text is never quoted."""
 
     def __init__(self, construct: str, reason: str, line: int | None = None) -> None:
@@ -83,10 +83,10 @@ class _Gate:
             for total, limit, what in (
                 (count, self._shape.expression_nodes, "terms"),
                 (filters, self._shape.expression_filters, "filters"),
-                (amplifiers, self._shape.amplifiers, "filter that enlarges its value"),
+                (amplifiers, self._shape.amplifiers, "of the filters that enlarge a value"),
             ):
                 if total > limit:
-                    raise self._refuse("an expression", f"{limit} {what} at most in one")
+                    raise self._refuse("an expression", f"at most {limit} {what} in one")
             pending.extend(node.iter_child_nodes())
 
     def _enter(self, node: nodes.Node) -> None:
@@ -144,8 +144,12 @@ class _Gate:
         if rule is None:
             raise self._refuse(what, f"admitted are {', '.join(sorted(rules))}")
         self._no_unpacking(node)
+        args = node.args
+        if Arg.FILTER in rule.args.values() and args:  # `map` hands the other arguments to the filter that it names
+            self._argument(what, "filter", Arg.FILTER, args[0])
+            rule, args = rules[args[0].as_const()], args[1:]
         positions = [*rule.args.items()]
-        for index, value in enumerate(node.args):
+        for index, value in enumerate(args):
             name, arg = positions[index] if index < len(positions) else (str(index + 1), rule.rest)
             self._argument(what, name, arg, value)
         keywords: Iterable[Any] = node.kwargs  # Jinja's annotation says Pair; its parser makes Keyword

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
 from jinja2 import nodes
@@ -62,6 +62,7 @@ _FREE = Rule(Cost.FREE)
 _DEFAULT = Rule(Cost.FREE, {"default_value": Arg.ANY, "boolean": Arg.FLAG})
 _ESCAPE = Rule(Cost.TEXT, amplifies=True)
 _NUMBER = Rule(Cost.DATA, {"default": Arg.ANY})  # no base: it would lift Python's limit of 4300 digits
+_MAP = Rule(Cost.ROWS, keywords={**_FIELD, "default": Arg.ANY})
 _EXTREME = Rule(Cost.ROWS, {**_CASE, **_FIELD})
 
 # Not here on purpose: attr, lipsum, pprint, random, urlize; the argument of `tojson` (indentation grows with depth).
@@ -86,7 +87,7 @@ STRICT_FILTERS: Mapping[str, Rule] = {
     "length": _FREE,
     "list": Rule(Cost.ROWS),
     "lower": _TEXT,
-    "map": Rule(Cost.ROWS, keywords=_FIELD),
+    "map": _MAP,
     "max": _EXTREME,
     "min": _EXTREME,
     "replace": Rule(Cost.TEXT, {"old": Arg.TEXT, "new": Arg.TEXT, "count": Arg.LENGTH}, amplifies=True),
@@ -96,13 +97,13 @@ STRICT_FILTERS: Mapping[str, Rule] = {
     "sort": Rule(Cost.ROWS, {"reverse": Arg.FLAG, **_CASE, **_FIELD}),
     "string": _TEXT,
     "sum": Rule(Cost.ROWS, _FIELD),
-    "title": _TEXT,
+    "title": Rule(Cost.ROWS),  # takes the text apart
     "tojson": _ESCAPE,
     "trim": Rule(Cost.TEXT, {"chars": Arg.TEXT}),
     "truncate": Rule(Cost.TEXT, {"length": Arg.LENGTH, "killwords": Arg.FLAG, "end": Arg.TEXT, "leeway": Arg.LENGTH}),
     "unique": Rule(Cost.ROWS, _CASE),
     "upper": _TEXT,
-    "urlencode": _ESCAPE,
+    "urlencode": Rule(Cost.ROWS, amplifies=True),  # goes byte by byte
     "wordcount": _TEXT,
 }
 
@@ -118,7 +119,7 @@ FULL_FILTERS: Mapping[str, Rule] = {
     "groupby": Rule(Cost.ROWS, {"attribute": Arg.FIELD, "default": Arg.ANY, **_CASE}),
     "indent": Rule(Cost.TEXT, {"width": Arg.ANY, "first": Arg.ANY, "blank": Arg.ANY}),
     "join": Rule(Cost.ROWS, {"d": Arg.ANY, **_FIELD}),
-    "map": Rule(Cost.ROWS, {"filter": Arg.FILTER}, keywords=_FIELD, rest=Arg.ANY),
+    "map": replace(_MAP, args={"filter": Arg.FILTER}),
     "reject": _SELECT,
     "rejectattr": _SELECT_BY,
     "replace": Rule(Cost.TEXT, {"old": Arg.ANY, "new": Arg.ANY, "count": Arg.ANY}),
@@ -171,7 +172,7 @@ def _is_path(value: object) -> bool:
 CONSTANTS: Mapping[Arg, tuple[Callable[[object], bool], str]] = {
     Arg.FLAG: (lambda value: isinstance(value, bool), "true or false"),
     # 16 characters: what may stand between, or in place of, others without growing a text much
-    Arg.TEXT: (lambda value: isinstance(value, str) and len(value) <= 16, "a constant of 16 characters at most"),  # noqa: PLR2004
+    Arg.TEXT: (lambda value: isinstance(value, str) and len(value) <= 16, "a constant of 16 characters at most"),
     Arg.WIDTH: _integer(32),  # spaces of indentation
     Arg.PLACES: _integer(15),  # decimal places that a float holds
     Arg.LENGTH: _integer(1_000_000),  # characters; a length only ever shortens

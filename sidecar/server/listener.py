@@ -1,12 +1,13 @@
 """LearnFlow's listener: aiohttp's low-level server, a table of routes, problems instead of plain text."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from sidecar.core.events import Crashed
 from sidecar.server.responses import problem
@@ -14,12 +15,17 @@ from sidecar.service.ports import Observer
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
+_SERVER_ERROR = 500
 
 
 class _Protocol(RequestHandler):
     """aiohttp's protocol, whose own errors are answered as problems, and logged as ours."""
 
-    __slots__ = ()
+    __slots__ = ("_observe",)
+
+    def __init__(self, server: "_Server", **options: Any) -> None:
+        super().__init__(server, **options)
+        self._observe = server.observe  # aiohttp forgets the server when the client goes
 
     def handle_error(
         self,
@@ -29,21 +35,27 @@ class _Protocol(RequestHandler):
         message: str | None = None,  # noqa: ARG002 — it quotes the client's bytes
     ) -> web.StreamResponse:
         """Answer what was no HTTP request, or what a handler did not foresee."""
+        exc = sys.exc_info()[1] if exc is None else exc  # aiohttp does not hand on a handler's TimeoutError
+        if status < _SERVER_ERROR:
+            response = _refusal(exc)
+        elif isinstance(exc, (ConnectionError, RequestPayloadError)) and request.transport is None:
+            raise ConnectionError("the client has gone") from exc
+        elif isinstance(exc, RequestPayloadError):
+            response = _refusal(exc)
+        else:
+            if exc is not None:
+                self._observe(Crashed("request", exc))
+            response = problem(500, "The sidecar failed to answer; its log says why.")
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
-        if status == 500:
-            assert isinstance(self._manager, _Server)
-            if exc is not None:
-                self._manager.observe(Crashed("request", exc))
-            response = problem(500, "The sidecar failed to answer; its log says why.")
-        elif isinstance(exc, LineTooLong) or "Too many" in str(exc):
-            response = problem(
-                431, "The request line or the headers are larger than limits.max_header or limits.max_headers."
-            )
-        else:
-            response = problem(status, "The request is not valid HTTP/1.1.")
         response.force_close()
         return response
+
+
+def _refusal(exc: BaseException | None) -> web.Response:
+    if isinstance(exc, LineTooLong) or "Too many" in str(exc):
+        return problem(431, "The request line or the headers are larger than limits.max_header or limits.max_headers.")
+    return problem(400, "The request is not valid HTTP/1.1.")
 
 
 class _Server(web.Server):
@@ -71,7 +83,7 @@ class Routes:
         method, target = request.method, request.raw_path
         handler = self._table.get((method, target))
         if handler is None:
-            path = target.partition("?")[0]
+            path = request.rel_url.raw_path  # without the query, and without the host of an absolute form
             handler = self._table.get((method, path))
             if handler is None:
                 if allowed := self._methods.get(path):

@@ -77,9 +77,9 @@ _CONNECTION = {
     (True, False): "",
     (True, True): "Connection: keep-alive\r\n",
     (False, False): "Connection: close\r\n",
-    (False, True): "",
+    (False, True): "Connection: close\r\n",
 }
-"""By (stays open, HTTP/1.0): what differs from the version's own default is said (RFC 9112 §9.3)."""
+"""By (stays open, the request is HTTP/1.0): what an answer of HTTP/1.1 does not say by itself (RFC 9112 §9.3)."""
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,7 @@ import msgspec
 
 from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.errors import PromptError
-from sidecar.core.events import NotRendered, Outcome, RenderedEmpty, RequestOutcome
+from sidecar.core.events import FreshHit, NotRendered, Outcome, RenderedEmpty, RequestOutcome
 from sidecar.core.model import Entry, Rendered
 from sidecar.core.prompt import RenderFailed, Undefined, UndefinedNames
 from sidecar.service.ports import Clock, Observer
@@ -78,8 +78,9 @@ class Renderer:
             outcome = Outcome.FRESH if ttl > 0 else Outcome.STALE
         else:
             outcome = Outcome.BYPASS if provenance.forward is Forward.BYPASS else Outcome.MISS
+        event = FreshHit if provenance.hit and outcome is Outcome.FRESH else RequestOutcome
         self._observe(
-            RequestOutcome(
+            event(
                 self._nodes.label(node),
                 outcome,
                 done_at - began_at,

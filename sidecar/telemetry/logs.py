@@ -12,6 +12,7 @@ from sidecar.core.events import (
     Crashed,
     Evicted,
     FetchFailed,
+    FreshHit,
     NotRendered,
     Outcome,
     RenderedEmpty,
@@ -83,14 +84,12 @@ class LogListener:
             RenderedEmpty: lambda e: log.warning("placeholder_rendered_empty", node=e.node or OTHER, names=e.names),
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
-        } | ({UpstreamAttempt: self._attempted} if self._debug else {})
+        } | ({UpstreamAttempt: self._attempted, FreshHit: self._request_finished} if self._debug else {})
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._log.debug("upstream_called", **event._asdict())
 
     def _request_finished(self, outcome: RequestOutcome) -> None:
-        if outcome.outcome is Outcome.FRESH and not self._debug:
-            return
         fields = {
             "node": outcome.node or OTHER,
             "outcome": outcome.outcome.value,
@@ -102,7 +101,7 @@ class LogListener:
         if outcome.detail is not None:
             fields["detail"] = outcome.detail
         match outcome.outcome:
-            case Outcome.FRESH:
+            case Outcome.FRESH if outcome.detail is None:
                 self._log.debug("prompt_served", **fields)
             case Outcome.STALE:
                 self._log.warning("stale_prompt_served", **fields)

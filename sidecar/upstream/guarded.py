@@ -12,6 +12,9 @@ from sidecar.core.retry import RetryBudget, RetryRule, Rng, next_delay
 from sidecar.service.ports import Clock, Observer
 from sidecar.upstream.breaker import Breaker
 
+NOT_ASKED = frozenset({FailureKind.CIRCUIT_OPEN, FailureKind.DEADLINE})
+"""Failures of ours, before an attempt began: they say less than the failure of the attempt before."""
+
 
 class Confirmation(NamedTuple):
     """A document, and the instant before the request that brought or confirmed it was sent."""
@@ -81,6 +84,7 @@ class GuardedSource:
                 if delay is None or self._breaker.open_for() is not None or not self._budget.withdraw():
                     raise
                 self._observe(Retried(failure.kind))
+                last = failure
             await asyncio.sleep(delay)
 
     async def _once(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation:

@@ -53,7 +53,7 @@ ADMITTED_TEMPLATES = {
     "for": "{% for a, b in c if a %}{{ loop.index }}{{ a }}{% else %}none{% endfor %}",
     "two loops, nested": "{% for a in b %}{% for c in a %}{{ c }}{% endfor %}{% endfor %}",
     "a filter with arguments": "{{ a|replace('x', new='y', count=2)|truncate(length=20, killwords=true) }}",
-    "map by attribute": "{{ a|map(attribute='b.c')|join(', ') }}",
+    "map by attribute": "{{ a|map(attribute='b.c', default=d)|join(', ') }}",
     "sort by index": "{{ a|sort(attribute=0)|list }}",
     "a test with an argument": "{{ a is divisibleby 3 }}{{ a is not in b }}",
 }
@@ -96,6 +96,7 @@ FULL_ONLY = {
     "a replacement that is a value": ("{{ a|replace('b', c) }}", "argument `new` of filter `replace`"),
     "many decimal places": ("{{ a|round(16) }}", "argument `precision` of filter `round`"),
     "a truth value as a number": ("{{ a|round(true) }}", "argument `precision` of filter `round`"),
+    "map by a filter and its arguments": ("{{ a|map('truncate', 9, end='')|list }}", "argument `1` of filter `map`"),
     "map by filter": ("{{ a|map('upper')|list }}", "argument `1` of filter `map`"),
 }
 
@@ -150,6 +151,15 @@ FULL_REFUSED = {
     "a private attribute that is set": ("{% set a._b = 1 %}", "attribute `_b`"),
     "a call block of a method": ("{% call a.b() %}{% endcall %}", "`call`"),
     "map by a filter that makes iterators": ("{{ a|map('reverse')|list }}", "argument `filter` of filter `map`"),
+    "map by a filter with an argument that it may not have": (
+        "{{ a|map('tojson', 9)|list }}",
+        "argument `1` of filter `map`",
+    ),
+    "map by a filter with a keyword that it may not have": (
+        "{{ a|map('int', base=16)|list }}",
+        "argument `base` of filter `map`",
+    ),
+    "map by a filter that is computed": ("{{ a|map(b)|list }}", "argument `filter` of filter `map`"),
     "select by an unknown test": ("{{ a|select('callable')|list }}", "argument `test` of filter `select`"),
     "nine loops, nested": ("{% for a in b %}" * 9 + "{% endfor %}" * 9, "`for`"),
 }

@@ -440,4 +440,4 @@ class CircuitMachine(RuleBasedStateMachine):
 
 
 TestAnyOrderOfCalls = CircuitMachine.TestCase
-TestAnyOrderOfCalls.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyOrderOfCalls.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -1,0 +1,150 @@
+"""Request bodies: bounded in bytes and in time, whichever way they come."""
+
+import logging
+
+import pytest
+from aiohttp import web
+
+from sidecar.server.body import BodyError, read_body
+from sidecar.server.responses import problem
+from tests.wire import PATIENCE, post, serving, until, wire
+
+LIMIT = 1000
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Reader:
+    """Answers with what it read, or with why it did not."""
+
+    def __init__(self, timeout_seconds: float = PATIENCE) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.refused: list[BodyError] = []
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        try:
+            return web.Response(
+                body=await read_body(request, max_bytes=LIMIT, timeout_seconds=self.timeout_seconds)
+            )
+        except BodyError as error:
+            self.refused.append(error)
+            response = problem(error.status, str(error))
+            response.force_close()
+            return response
+
+
+def chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"x" * LIMIT], ids=len)
+async def test_a_body_that_comes_with_its_headers_is_taken(body: bytes) -> None:
+    async with serving(Reader()) as served, wire(served.port) as client:
+        assert (await client.ask(post(body))).body == body
+
+
+@pytest.mark.parametrize("body", [b"x", b"x" * LIMIT], ids=len)
+async def test_a_body_that_comes_after_its_headers_is_taken(body: bytes) -> None:
+    data = post(body)
+    async with serving(Reader()) as served, wire(served.port) as client:
+        await client.send(data[: len(data) - len(body)])
+        await until(lambda: served.server.requests_count == 1)
+        assert (await client.ask(body)).body == body
+
+
+async def test_a_body_in_chunks_is_taken_whole() -> None:
+    async with serving(Reader()) as served, wire(served.port) as client:
+        await client.send(CHUNKED + chunk(b"x" * 400))
+        await until(lambda: served.server.requests_count == 1)
+        await client.send(chunk(b"y" * 600))
+        assert (await client.ask(chunk(b""))).body == b"x" * 400 + b"y" * 600
+
+
+async def test_a_length_beyond_the_limit_is_refused_before_the_body_comes() -> None:
+    reader = Reader()
+    async with serving(reader) as served, wire(served.port) as client:
+        answer = await client.ask(post(b"x" * (LIMIT + 1))[:-LIMIT])
+        assert answer.status == 413
+        assert answer.problem()["detail"] == f"The body is larger than limits.max_body ({LIMIT} bytes)."
+        assert answer.header("Connection") == "close"
+        assert await client.ended()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_chunks_beyond_the_limit_are_refused_as_soon_as_they_are(at_once: bool) -> None:
+    async with serving(Reader()) as served, wire(served.port) as client:
+        if at_once:
+            answer = await client.ask(CHUNKED + chunk(b"x" * LIMIT) + chunk(b"x") + chunk(b""))
+        else:
+            await client.send(CHUNKED + chunk(b"x" * LIMIT))
+            await until(lambda: served.server.requests_count == 1)
+            answer = await client.ask(chunk(b"x"))
+        assert answer.status == 413
+        assert answer.header("Connection") == "close"
+
+
+async def test_a_body_without_an_end_is_not_read_without_an_end() -> None:
+    async with serving(Reader()) as served, wire(served.port) as client:
+        await client.send(CHUNKED)
+        await until(lambda: served.server.requests_count == 1)
+        sent = 0
+        try:
+            while sent < 100_000_000:
+                await client.send(chunk(b"x" * 65_536))
+                sent += 65_536
+        except ConnectionError:
+            pass
+        assert sent < 100_000_000  # the server hung up
+
+
+@pytest.mark.parametrize("data", [post(b"x" * 100)[:-50], post(b"x")[:-1], CHUNKED, CHUNKED + b"4\r\nxx"])
+async def test_a_body_that_does_not_come_in_time_is_408(data: bytes) -> None:
+    async with serving(Reader(timeout_seconds=0.05)) as served, wire(served.port) as client:
+        answer = await client.ask(data)
+        assert answer.status == 408
+        assert answer.problem()["detail"] == "The body did not arrive in time."
+        assert answer.header("Connection") == "close"
+        assert await client.ended()
+
+
+async def test_chunks_that_turn_into_nonsense_do_not_hold_the_request_beyond_its_time() -> None:
+    async with serving(Reader(timeout_seconds=0.05)) as served, wire(served.port) as client:
+        await client.send(CHUNKED + chunk(b"x"))
+        await until(lambda: served.server.requests_count == 1)
+        assert (await client.ask(b"nonsense\r\n")).status in {400, 408}
+
+
+async def test_a_client_that_expects_100_continue_is_told_to_go_on() -> None:
+    async with serving(Reader()) as served, wire(served.port) as client:
+        await client.send(post(b"x" * 10, "Expect: 100-Continue")[:-10])
+        assert await client.line() == b"HTTP/1.1 100 Continue\r\n"
+        assert await client.line() == b"\r\n"
+        answer = await client.ask(b"x" * 10)
+        assert (answer.status, answer.body) == (200, b"x" * 10)
+        assert (await client.ask(post(b"next"))).body == b"next"
+
+
+async def test_a_client_that_expects_100_continue_for_too_much_is_told_not_to() -> None:
+    async with serving(Reader()) as served, wire(served.port) as client:
+        answer = await client.ask(post(b"x" * 2000, "Expect: 100-continue")[:-2000])
+        assert answer.status == 413
+
+
+async def test_a_client_that_was_told_to_go_on_and_does_not_is_answered_all_the_same() -> None:
+    async with serving(Reader(timeout_seconds=0.05)) as served, wire(served.port) as client:
+        await client.send(post(b"x", "Expect: 100-continue")[:-1])
+        assert await client.line() == b"HTTP/1.1 100 Continue\r\n"
+        await client.line()
+        assert (await client.answer()).status == 408
+
+
+async def test_a_client_that_leaves_halfway_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    reader = Reader()
+    async with serving(reader) as served:
+        async with wire(served.port) as client:
+            await client.send(post(b"x" * 100)[:-50])
+            await until(lambda: served.server.requests_count == 1)
+            client.abort()
+        await until(lambda: not served.server.connections)
+        assert (served.events, reader.refused) == ([], [])
+    assert caplog.records == []
