@@ -36,7 +36,8 @@ def request(*, keep_alive: bool) -> bytes:
     body = json.dumps({"user_id": 1, "node_name": "explain", "context": context}).encode()
     connection = "keep-alive" if keep_alive else "close"
     head = (
-        "POST /api/v1/generate-prompt HTTP/1.1\r\nHost: localhost:8002\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
+        "POST /api/v1/generate-prompt HTTP/1.1\r\nHost: localhost:8002\r\n"
+        "Accept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
         f"Connection: {connection}\r\nUser-Agent: python-httpx/0.28.1\r\nContent-Length: {len(body)}\r\n"
         "Content-Type: application/json\r\n\r\n"
     )
@@ -73,7 +74,7 @@ async def compare(*, rounds: int, seconds: float, concurrency: int, autoescape: 
                 "--upstream-url",
                 f"http://127.0.0.1:{upstream_port}",
                 settings={"SIDECAR_RENDER__AUTOESCAPE": str(autoescape).lower(), "SIDECAR_LOG__FORMAT": "json"},
-            )  # fmt: skip
+            )
         )
         sidecar_port = int(json.loads(sidecar.first_line)["listen"].rpartition(":")[2])
         answer = await ask_once(sidecar_port, request(keep_alive=True))
@@ -111,7 +112,10 @@ async def compare(*, rounds: int, seconds: float, concurrency: int, autoescape: 
 
 async def _give_settings(port: int) -> None:
     body = json.dumps({"settings": SETTINGS}).encode()
-    head = f"PUT /_reference/user/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "PUT /_reference/user/1 HTTP/1.1\r\nHost: x\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     answer = await ask_once(port, head.encode() + body)
     if not answer.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(answer.decode())
@@ -167,9 +171,8 @@ def _show(result: dict[str, object]) -> None:
         print(f"  {mode}: ratio {ratio['median']:.2f} (least {ratio['least']:.2f}, most {ratio['most']:.2f})")
         for name in ("sidecar", "bare"):
             f = figures[name]
-            print(
-                f"    {name:8} {f['requests_per_second']:6} requests/s   p50 {f['p50_us']:5} us   p99 {f['p99_us']:5} us"
-            )
+            rate, p50, p99 = f["requests_per_second"], f["p50_us"], f["p99_us"]
+            print(f"    {name:8} {rate:6} requests/s   p50 {p50:5} us   p99 {p99:5} us")
     print(f"  resident memory, MiB: {result['resident_mib']}")
 
 

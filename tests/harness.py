@@ -32,8 +32,8 @@ EVENTUALLY_SECONDS = 10.0
 
 QUICK_DEADLINE = 0.6
 """Seconds: LearnFlow's four, shortened, with what belongs to them below."""
-QUICK_LIMIT = QUICK_DEADLINE * 5 / 4
-"""Seconds at which such a client gives up: as LearnFlow's 5 s are to the 4 s of the deadline."""
+QUICK_LIMIT = QUICK_DEADLINE + 1.0
+"""Seconds at which such a client gives up: LearnFlow, too, has a second more than the deadline."""
 QUICK_RETRY = RetrySettings(attempts=3, per_try_timeout=0.15, backoff=0.02, max_backoff=0.05, min_attempt=0.01)
 QUICK_CONNECT = 0.1
 KEPT = Policy(ttl=0, stale_while_revalidate=0, stale_if_error=1000, network_timeout=0.3)
@@ -130,8 +130,11 @@ class Client:
         host, port = self.base.removeprefix("http://").split(":")
         return host, int(port)
 
-    async def raw(self, *pieces: bytes, end: bool = False) -> bytes:
-        """Send bytes as they are, and return all that comes until the connection is closed."""
+    async def raw(self, *pieces: bytes, end: bool = False, head_only: bool = False) -> bytes:
+        """Send bytes as they are, and return what comes: all until the connection is closed, or the answer's head.
+
+        `end`: say that nothing more will be sent.
+        """
         reader, writer = await asyncio.open_connection(*self.address)
         try:
             for piece in pieces:
@@ -139,8 +142,8 @@ class Client:
                 await writer.drain()
             if end:
                 writer.write_eof()
-            return await reader.read()
-        except ConnectionError:
+            return await (reader.readuntil(b"\r\n\r\n") if head_only else reader.read())
+        except (ConnectionError, asyncio.IncompleteReadError):
             return b""
         finally:
             writer.close()

@@ -4,15 +4,16 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from aiohttp import web
 
 from sidecar.core.events import Event
 from sidecar.demo.reference.service import create_app
 from sidecar.demo.reference.state import STATE, ReferenceOptions, State
-from sidecar.server.listener import Handler, make_server
+from sidecar.server import listener
 
 PATIENCE = 10.0
 """Seconds until a test that waits for something fails; far more than it takes."""
@@ -125,10 +126,8 @@ async def wire(port: int, *, receive_buffer: int | None = None) -> AsyncIterator
         yield Wire(reader, writer)
     finally:
         writer.close()
-        try:
+        with suppress(ConnectionError):
             await writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 def post(body: bytes, *headers: str, path: str = "/api/v1/generate-prompt", version: str = "1.1") -> bytes:
@@ -152,11 +151,12 @@ class Serving(NamedTuple):
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, *, events: list[Event] | None = None, max_header: int = 1024, max_headers: int = 20
+    handler: listener.Handler, *, events: list[Event] | None = None, max_header: int = 1024, max_headers: int = 20
 ) -> AsyncIterator[Serving]:
     """Serve a handler as each of the sidecar's listeners does."""
     events = [] if events is None else events
-    server = make_server(handler, events.append, max_header=max_header, max_headers=max_headers, lingering_time=0.1)
+    with patch.object(listener, "LINGER_SECONDS", 0.1):
+        server = listener.make_server(handler, events.append, max_header=max_header, max_headers=max_headers)
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
     try:

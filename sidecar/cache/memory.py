@@ -13,19 +13,27 @@ from sidecar.core.model import Document, Entry, PromptKey
 from sidecar.core.prompt import CompiledTemplate
 from sidecar.service.ports import Clock
 
-ENTRY_OVERHEAD = 1024
-"""Bytes of an entry's objects without its strings: key, entry, document, three mappings, the slot."""
-TEMPLATE_OVERHEAD = 16_384
-"""Bytes of a compiled template without its source: module, code, environment's share (measured: 12 KB to 16 KB)."""
-TEMPLATE_FACTOR = 4
-"""A template's source, its constants in the code and their encoded lengths, per source byte."""
+ENTRY_OVERHEAD = 704
+"""Bytes of an entry without its texts and mappings: key, entry, document, slot, floats (measured: 600 to 700)."""
+TEMPLATE_OVERHEAD = 10_240
+"""Bytes of a compiled template without its source: what it reads, its code, its module (measured: 2 KB to 9 KB)."""
+TEMPLATE_FACTOR = 10
+"""Bytes per byte of a template's source: 1 for prose, 10 where every few words are a filter or a block (measured).
+
+The densest counts, because a bound must hold; a template is counted once, so it costs little.
+"""
 
 
 def document_bytes(document: Document) -> int:
-    """Return about what a document takes in memory, its template aside; bytes."""
-    strings = sum(getsizeof(name) + getsizeof(value) for name, value in document.settings.items())
+    """Return about what a document takes in memory, its template aside; bytes.
+
+    Measured with 10,000 users: 0 to 25 % more than they take, the more the shorter their values are.
+    """
+    mappings = sum(map(getsizeof, (document.settings, document.static, document.used, document.required)))
+    names = sum(map(getsizeof, document.settings)) + sum(map(getsizeof, document.required))
+    values = sum(map(getsizeof, document.settings.values()))
     escaped = sum(getsizeof(value) for name, value in document.static.items() if value is not document.settings[name])
-    return ENTRY_OVERHEAD + strings + escaped + (getsizeof(document.etag) if document.etag else 0)
+    return ENTRY_OVERHEAD + mappings + names + values + escaped + (getsizeof(document.etag) if document.etag else 0)
 
 
 def template_bytes(template: CompiledTemplate) -> int:
@@ -152,8 +160,8 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
 
     async def _expire(self, key: PromptKey, ttl: float | None, **_: Any) -> bool:
         slot = self._slots.get(key)
-        if slot is None:
-            return False
+        if slot is None or (slot.expires_at is not None and self._clock() > slot.expires_at):
+            return False  # what is past its time does not come back
         slot.expires_at = self._clock() + ttl if ttl else None
         return True
 

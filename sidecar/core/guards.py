@@ -140,6 +140,7 @@ def _same(*_: object, **__: object) -> float:
     return 0
 
 
+# Not here on purpose: format and format_map (widths in widths; `%` does it), translate (a table may enlarge), encode.
 METHODS: Mapping[type, Mapping[str, Estimate]] = {
     str: {
         **dict.fromkeys(

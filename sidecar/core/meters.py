@@ -15,7 +15,7 @@ from jinja2.visitor import NodeTransformer
 
 from sidecar.core.budget import Budget, weight
 from sidecar.core.guards import Operation
-from sidecar.core.template_rules import MAX_CONSTANTS, TESTS, Cost, Rule
+from sidecar.core.template_rules import MAX_CONSTANTS, SHAPES, TESTS, Cost, Profile
 
 CALL_METHOD = "method"
 _DATA, _TEXT, _ROWS, _LOOP, _TICK, _CONCAT = "data", "text", "rows", "loop", "tick", "concat"
@@ -109,23 +109,27 @@ METERS: Mapping[str, Operation] = {
 }
 
 
-def meter(tree: nodes.Template, environment: Environment, filters: Mapping[str, Rule]) -> None:
+def meter(tree: nodes.Template, environment: Environment, profile: Profile) -> None:
     """Put the meters into an admitted tree, in place."""
-    _Meter(environment, filters).visit(tree)
+    _Meter(environment, profile).visit(tree)
 
 
 class _Meter(NodeTransformer):
     """Visit the children first: what is left without a meter below is constant."""
 
-    def __init__(self, environment: Environment, filters: Mapping[str, Rule]) -> None:
+    def __init__(self, environment: Environment, profile: Profile) -> None:
         self._environment = environment
-        self._filters = filters
+        self._profile = profile
         self._eval = EvalContext(environment)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802 - the names of the visitors are Jinja's
         self.generic_visit(node)
-        node.nodes = self._all(_TEXT, node.nodes)
+        node.nodes = [child if self._is_given(child) else self._one(_TEXT, child) for child in node.nodes]
         return node
+
+    def _is_given(self, node: nodes.Expr) -> bool:
+        """Tell a value of the caller's, or an item of one: it has a text, which is counted when it is put out."""
+        return self._profile is Profile.STRICT and isinstance(node, nodes.Name) and node.name != "loop"
 
     def visit_If(self, node: nodes.If) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -180,7 +184,7 @@ class _Meter(NodeTransformer):
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        cost = self._filters[node.name].cost
+        cost = SHAPES[self._profile].filters[node.name].cost
         if cost is not Cost.FREE and node.node is not None:  # None: what a block holds, metered where it was made
             node.node = self._one(_BY_COST[cost], node.node)
         self._arguments(node, _DATA if cost is Cost.FREE else _TEXT)

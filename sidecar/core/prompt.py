@@ -23,7 +23,7 @@ from sidecar.core.meters import meter
 from sidecar.core.sandbox import RenderOptions, Sandbox, Undefined, sandbox
 from sidecar.core.template_body import Body, Metered, Straight
 from sidecar.core.template_gate import TemplateRejected, admit
-from sidecar.core.template_rules import MAX_TOKENS, SHAPES, Profile
+from sidecar.core.template_rules import MAX_TOKENS, Profile
 
 __all__ = [
     "CompiledTemplate",
@@ -129,7 +129,7 @@ def compile_template(
         reads = _Reads.of(tree)
         body: Body | None = Straight.of(tree, environment, options, limits.max_output_bytes)
         if body is None:
-            meter(tree, environment, SHAPES[profile].filters)
+            meter(tree, environment, profile)
             body = Metered(tree, environment, limits, clock)
     except jinja2.TemplateSyntaxError as error:
         message = " ".join(str(error.message).split())[:_LONGEST_MESSAGE]

@@ -12,14 +12,18 @@ START_SECONDS = 20.0
 STOP_SECONDS = 8.0
 """How long it may take to end after SIGTERM: the sidecar drains for its deadline at most."""
 PACKAGE_ROOT = Path(__file__).parents[2]
+READY = {"run": b'"event": "started"', "upstream": b"reference config service on http://"}
+"""What a command says on standard error once it listens."""
+MOST_SAID = 4096
+"""Bytes of a child's own words that an error quotes: the last ones."""
 
 
 class ChildError(Exception):
-    """A child did not start, or ended early."""
+    """A child did not start; in its own words."""
 
 
 class Child:
-    """One `prompt-sidecar` process."""
+    """One `prompt-sidecar` process; `first_line`: what it said when it listened."""
 
     def __init__(self, process: asyncio.subprocess.Process, first_line: str) -> None:
         self._process = process
@@ -29,8 +33,8 @@ class Child:
 
     async def kill(self) -> None:
         """End it as a crash would: SIGKILL."""
-        self._process.kill()
-        await self._process.wait()
+        await _kill(self._process)
+        await self._drain
 
     async def stop(self) -> int:
         """End it with SIGTERM (SIGKILL if it does not listen), and return its exit code."""
@@ -39,40 +43,31 @@ class Child:
             try:
                 await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
             except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+                await _kill(self._process)
         await self._drain
         assert self._process.returncode is not None
         return self._process.returncode
 
 
 async def start(*arguments: str, settings: Mapping[str, str] | None = None) -> Child:
-    """Start `prompt-sidecar ARGUMENTS` and wait for its first line on standard error; raises `ChildError`."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
-    search = [str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "sidecar",
-        *arguments,
-        env={**environment, "PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1", **(settings or {})},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
+    """Start `prompt-sidecar ARGUMENTS` and wait until it listens; raises `ChildError`."""
+    process = await _spawned(arguments, settings or {})
+    said = bytearray()
     try:
         async with asyncio.timeout(START_SECONDS):
-            line = (await process.stderr.readline()).decode().strip()
+            line = await _until_ready(process, READY[arguments[0]], said)
+            if line is None:
+                await process.wait()
+    except TimeoutError:
+        await _kill(process)
+        said += f"it did not listen within {START_SECONDS:g} s".encode()
+        line = None
     except BaseException:
-        process.kill()
-        await process.wait()
+        await _kill(process)
         raise
-    if process.returncode is not None or not line or "http" not in line and "started" not in line:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        raise ChildError(f"prompt-sidecar {arguments[0]} did not start: {line or 'it said nothing'}")
+    if line is None:
+        words = said[-MOST_SAID:].decode(errors="replace").strip() or "it said nothing"
+        raise ChildError(f"prompt-sidecar {arguments[0]} did not start (exit code {process.returncode}): {words}")
     return Child(process, line)
 
 
@@ -84,6 +79,46 @@ async def child(*arguments: str, settings: Mapping[str, str] | None = None) -> A
         yield started
     finally:
         await started.stop()
+
+
+async def _spawned(arguments: tuple[str, ...], settings: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """Spawn a process; a caller that is cancelled meanwhile leaves none behind."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    search = [str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    ours = {"PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1", "SIDECAR_LOG__FORMAT": "json"}
+    spawning = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "sidecar",
+            *arguments,
+            env={**environment, **ours, **settings},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    )
+    try:
+        return await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        await _kill(await spawning)
+        raise
+
+
+async def _until_ready(process: asyncio.subprocess.Process, ready: bytes, said: bytearray) -> str | None:
+    """Return the line that says it listens, or None where the process ends without it; collects what it says."""
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if ready in line:
+            return line.decode().strip()
+        said += line
+    return None
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
 
 
 async def _discard(stream: asyncio.StreamReader | None) -> None:

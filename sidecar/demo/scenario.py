@@ -4,13 +4,17 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sidecar.demo import processes
 
@@ -21,14 +25,26 @@ POLICY = {
     "SIDECAR_POLICY__DEFAULT__STALE_IF_ERROR": f"{STALE_IF_ERROR}s",
     "SIDECAR_POLICY__DEFAULT__NETWORK_TIMEOUT": "300ms",
     "SIDECAR_BREAKER__RESET_TIMEOUT": "1s",
-    "SIDECAR_LOG__FORMAT": "json",
 }
+SPREAD_SECONDS = TTL * 0.1 + 0.2
+"""The ttl is spread by a tenth; the rest is for the clock's sake."""
 TICK = 0.5
-"""Seconds between rounds of requests; a line is printed every second one."""
+"""Seconds between rounds of requests; every second one is shown."""
+ASK_SECONDS = 5.0
+"""LearnFlow's own timeout."""
 NODES = ("generating_content", "answer_question", "generating_questions")
 USERS = (101, 102)
 CONTENT = "Why do tides rise twice a day? <b>Give</b> a formula & an example."
+OK = 200
+SOON_MS = 1000.0
+"""Milliseconds in which a prompt must come again after the outage."""
 MARKS = {"fresh": "green", "fetched": "green", "stale": "yellow", "error": "red"}
+MOST_COLUMNS, COUNTS_COLUMNS = 80, 16
+INTRODUCTION = (
+    f"{len(NODES)} nodes of {len(USERS)} users, asked for every {TICK} s, each time on a new connection, as LearnFlow "
+    f"does. The policy, shortened for the demo: a prompt's parts are fresh for {TTL} s; while the config service gives "
+    f"no answer they may serve for {STALE_IF_ERROR} s more; then there is an error."
+)
 
 
 @dataclass
@@ -44,123 +60,160 @@ class Phase:
     oldest_age_seconds: int = 0
     milliseconds: list[float] = field(default_factory=list)
 
-    def add(self, kind: str, age: int, milliseconds: float) -> None:
+    def add(self, answer: "Answer") -> None:
         """Count one answer."""
         self.requests += 1
-        self.errors += kind == "error"
-        self.served += kind != "error"
-        self.stale += kind == "stale"
-        self.oldest_age_seconds = max(self.oldest_age_seconds, age)
-        self.milliseconds.append(milliseconds)
+        self.errors += answer.kind == "error"
+        self.served += answer.kind != "error"
+        self.stale += answer.kind == "stale"
+        self.oldest_age_seconds = max(self.oldest_age_seconds, answer.age)
+        self.milliseconds.append(answer.milliseconds)
 
 
-class Failed(Exception):
-    """What was promised did not hold."""
+class Answer(NamedTuple):
+    """What came of one request; `kind`: one of `MARKS`."""
+
+    status: int
+    kind: str
+    age: int
+    said: str
+    milliseconds: float
+
+
+class StoryError(Exception):
+    """The story could not be told to its end."""
 
 
 async def play(*, as_json: bool) -> int:
     """Run the demo; returns the exit code: 0 where each phase went as promised, else 1."""
-    console = Console(highlight=False, quiet=as_json, soft_wrap=True)
-    console.print("[bold]prompt-sidecar: an outage in half a minute[/bold]")
-    console.print(
-        f"Three nodes, two users, a new connection per request, as LearnFlow does. The policy, shortened for the demo: "
-        f"fresh for {TTL} s, and up to {STALE_IF_ERROR} s longer while the config service gives no answer.\n"
-    )
+    console = Console(highlight=False, quiet=as_json)
+    console.width = min(console.width, MOST_COLUMNS)
+    console.print("[bold]prompt-sidecar: an outage in half a minute[/bold]\n")
+    console.print(INTRODUCTION + "\n")
     phases = [
         Phase("healthy", 3.0),
         Phase("outage", STALE_IF_ERROR - 1.0),
         Phase("past the policy", 3.0),
         Phase("recovered", 3.0),
     ]
-    upstream_flags = ("--cache-ttl", str(TTL))
-    upstream = await processes.start("upstream", "--listen", "127.0.0.1:0", *upstream_flags)
-    try:
-        address = _found(r"127\.0\.0\.1:\d+", upstream.first_line)
-        async with processes.child(
-            "run", "--config", "/dev/null", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0",
-            "--upstream-url", f"http://{address}", settings=POLICY,
-        ) as sidecar:  # fmt: skip
-            story = _Story(console, json.loads(sidecar.first_line)["listen"])
-            story.say(f"config service on {address}, sidecar on {story.address}: both are up")
-            await story.through(phases[0])
-            await upstream.kill()
-            story.say("the config service is killed (SIGKILL)")
-            await story.through(phases[1])
-            await asyncio.sleep(max(0.0, story.last_confirmed + TTL + STALE_IF_ERROR + 0.5 - time.monotonic()))
-            story.say(
-                f"what was kept is now older than {TTL} s + {STALE_IF_ERROR} s: quality comes before availability"
-            )
-            await story.through(phases[2])
-            upstream = await processes.start("upstream", "--listen", address, *upstream_flags)
-            story.say("the config service is back")
-            await story.through(phases[3])
-    finally:
-        await upstream.stop()
-    kept = _promises(phases)
+    exit_code = await _tell(_Story(console), phases)
+    kept = _promises(phases, exit_code)
+    console.print()
     console.print(_table(phases))
     for promise, held in kept.items():
-        console.print(f"{'[green]held[/green]  ' if held else '[red]broken[/red]'}  {promise}")
+        console.print(f"{'[green]held[/]  ' if held else '[red]BROKEN[/]'}  {promise}")
     if as_json:
         print(json.dumps({"phases": [_summary(p) for p in phases], "promises": kept}, indent=2))  # noqa: T201 — its output
     return 0 if all(kept.values()) else 1
 
 
+async def _tell(story: "_Story", phases: list[Phase]) -> int:
+    """Go through the phases; returns the sidecar's exit code at the end."""
+    healthy, outage, past, recovered = phases
+    flags = ("upstream", "--cache-ttl", str(TTL))
+    async with AsyncExitStack() as stack:
+        upstream = await processes.start(*flags, "--listen", "127.0.0.1:0")
+        stack.push_async_callback(upstream.stop)
+        address = _found(r"127\.0\.0\.1:\d+", upstream.first_line)
+        sidecar = await processes.start(
+            "run", "--config", "/dev/null", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0",
+            "--upstream-url", f"http://{address}", settings=POLICY,
+        )  # fmt: skip
+        stack.push_async_callback(sidecar.stop)
+        story.begin(json.loads(sidecar.first_line)["listen"])
+        story.say(f"Config service: {address}. Sidecar: {story.address}.")
+        await story.through(healthy)
+        await upstream.kill()
+        story.say("The config service is killed (SIGKILL).")
+        await story.through(outage)
+        story.say(f"Now wait until what was kept is older than {TTL} s + {STALE_IF_ERROR} s ...")
+        await asyncio.sleep(max(0.0, story.kept_until - time.monotonic()))
+        story.say("... it is: quality comes before availability.")
+        await story.through(past)
+        upstream = await processes.start(*flags, "--listen", address)
+        stack.push_async_callback(upstream.stop)
+        story.say("The config service is back.")
+        await story.through(recovered)
+        return await sidecar.stop()
+
+
 class _Story:
     """The requests, and the line that each second gets."""
 
-    def __init__(self, console: Console, address: str) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
+        self.address = ""
+        self._began = self._last_confirmed = 0.0
+
+    def begin(self, address: str) -> None:
+        """Start the clock."""
         self.address = address
-        self._began = time.monotonic()
-        self.last_confirmed = self._began
+        self._began = self._last_confirmed = time.monotonic()
+
+    @property
+    def kept_until(self) -> float:
+        """The instant at which nothing that the sidecar keeps may be used any more."""
+        return self._last_confirmed + TTL + STALE_IF_ERROR + SPREAD_SECONDS
 
     def say(self, what: str) -> None:
-        self._console.print(f"[bold]{self._clock()}  {what}[/bold]")
+        """Tell of an event."""
+        self._console.print(Text(f"{self._clock()}  {what}", style="bold"), no_wrap=True, overflow="ellipsis")
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._began:5.1f} s"
 
     async def through(self, phase: Phase) -> None:
         """Ask for each node and user every tick, until the phase is over."""
-        until = time.monotonic() + phase.seconds
+        began = time.monotonic()
         connector = aiohttp.TCPConnector(force_close=True)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as session:
-            for tick in range(1_000):
-                next_at = time.monotonic() + TICK
-                if next_at > until + TICK / 2:
-                    break
-                answers = [await self._ask(session, phase, node, user) for user in USERS for node in NODES]
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(ASK_SECONDS)) as session:
+            for tick in range(round(phase.seconds / TICK)):
+                answers = [await self._ask(session, node, user) for user in USERS for node in NODES]
+                for answer in answers:
+                    phase.add(answer)
                 if tick % 2 == 0:
-                    status, kind, said = answers[0]
-                    self._console.print(
-                        f"{self._clock()}  [{MARKS[kind]}]{kind:8}[/]  {status}  {said.removeprefix('prompt-sidecar; ')}"
-                    )
-                await asyncio.sleep(max(0.0, next_at - time.monotonic()))
+                    self._show(answers)
+                await asyncio.sleep(max(0.0, began + (tick + 1) * TICK - time.monotonic()))
 
-    async def _ask(self, session: aiohttp.ClientSession, phase: Phase, node: str, user: int) -> tuple[int, str, str]:
+    def _show(self, answers: list[Answer]) -> None:
+        """Print a round in one line: how many of which kind, and how the first answer says it was made."""
+        kinds = Counter(answer.kind for answer in answers)
+        counts = Text(", ").join(Text(f"{count} {kind}", style=MARKS[kind]) for kind, count in kinds.items())
+        counts.pad_right(max(0, COUNTS_COLUMNS - len(counts)))
+        first = answers[0]
+        age = "" if first.kind == "error" else f"age {first.age} s"
+        said = Text(first.said.removeprefix("prompt-sidecar; "), style="dim")
+        line = Text.assemble(f"{self._clock()}  ", counts, f" {first.status} {age:7} ", said)
+        self._console.print(line, no_wrap=True, overflow="ellipsis")
+
+    async def _ask(self, session: aiohttp.ClientSession, node: str, user: int) -> Answer:
         began = time.monotonic()
         context = {"input_content": CONTENT, "study_material": CONTENT}
-        async with session.post(
-            f"http://{self.address}/api/v1/generate-prompt",
-            json={"user_id": user, "node_name": node, "context": context},
-        ) as response:
-            answer = await response.json(content_type=None)
-            said = response.headers.get("Cache-Status", "")
-            age = int(response.headers.get("Age", "0"))
-        if response.status != 200:
+        try:
+            async with session.post(
+                f"http://{self.address}/api/v1/generate-prompt",
+                json={"user_id": user, "node_name": node, "context": context},
+            ) as response:
+                answer = await response.json(content_type=None)
+                said = response.headers.get("Cache-Status", "")
+                age = int(response.headers.get("Age", "0"))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StoryError(f"The sidecar on {self.address} did not answer: {type(error).__name__}.") from error
+        if response.status != OK:
             kind = "error"
         elif "Give" not in answer["prompt"]:
-            raise Failed(f"the prompt of {node} lacks this request's content")
+            raise StoryError(f"The prompt of {node} lacks this request's content.")
         elif "fwd=" in said and "detail" not in said:
             kind = "fetched"
-            self.last_confirmed = began
         else:
             kind = "stale" if "ttl=-" in said else "fresh"
-        phase.add(kind, age, (time.monotonic() - began) * 1000)
-        return response.status, kind, said
+        ended = time.monotonic()
+        if kind != "error":
+            self._last_confirmed = max(self._last_confirmed, ended - age)  # Age is rounded down
+        return Answer(response.status, kind, age, said, (ended - began) * 1000)
 
 
-def _promises(phases: list[Phase]) -> dict[str, bool]:
+def _promises(phases: list[Phase], exit_code: int) -> dict[str, bool]:
     healthy, covered, past, recovered = phases
     limit = TTL + STALE_IF_ERROR
     return {
@@ -169,7 +222,8 @@ def _promises(phases: list[Phase]) -> dict[str, bool]:
         f"Nothing older than {TTL} s + {STALE_IF_ERROR} s is used.": max(p.oldest_age_seconds for p in phases) <= limit,
         "Past the policy there is an error instead of an old prompt.": past.served == 0,
         "When the config service is back, so are the prompts.": recovered.served > recovered.requests / 2
-        and recovered.milliseconds[-1] < 1000,
+        and recovered.milliseconds[-1] < SOON_MS,
+        "Told to stop, the sidecar ends by itself.": exit_code == 0,
     }
 
 
@@ -181,9 +235,10 @@ def _summary(phase: Phase) -> dict[str, Any]:
 
 
 def _table(phases: list[Phase]) -> Table:
-    table = Table(title="\nWhat LearnFlow saw", title_justify="left")
+    table = Table(title="What LearnFlow saw", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.pad_edge = False
     for heading in ("phase", "asked", "served", "stale", "errors", "oldest", "median", "slowest"):
-        table.add_column(heading, justify="left" if heading == "phase" else "right")
+        table.add_column(heading, justify="left" if heading == "phase" else "right", no_wrap=True)
     for p in phases:
         table.add_row(
             p.name, str(p.requests), str(p.served), str(p.stale), str(p.errors), f"{p.oldest_age_seconds} s",

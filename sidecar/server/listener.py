@@ -17,6 +17,9 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
 _SERVER_ERROR = 500
 
+LINGER_SECONDS = 1.0
+"""How long what is left of a refused body is read and dropped, so that its client gets the answer and not a reset."""
+
 
 class _Protocol(RequestHandler):
     """aiohttp's protocol, whose own errors are answered as problems, and logged as ours."""
@@ -103,6 +106,7 @@ def make_server(
         max_line_size=max_header,
         max_field_size=max_header,
         max_headers=max_headers,
+        lingering_time=LINGER_SECONDS,  # aiohttp's 10 s would be more than twice the deadline
         auto_decompress=False,  # a body that claims an encoding is refused, never inflated
         **options,
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
 
@@ -61,6 +62,10 @@ class UpstreamClient:
         except aiohttp.ClientResponseError as error:
             raise UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP") from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            if isinstance(error.__cause__, ContentEncodingError):
+                raise UpstreamFailure(
+                    FailureKind.GARBAGE, "the config service's answer is compressed, and cannot be decompressed"
+                ) from error
             raise UpstreamFailure(
                 FailureKind.RESET, "the connection to the config service broke before its answer was whole"
             ) from error

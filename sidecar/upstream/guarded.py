@@ -67,11 +67,14 @@ class GuardedSource:
         """Bring the key's document before `deadline_at`; raises the last attempt's `UpstreamFailure`."""
         self._budget.deposit()
         attempts = 0
+        last: UpstreamFailure | None = None
         while True:
             attempts += 1
             try:
                 return await self._once(key, known, deadline_at)
             except UpstreamFailure as failure:
+                if last is not None and failure.kind in NOT_ASKED:
+                    raise last from None
                 if not failure.rule.retry:
                     raise
                 delay = next_delay(

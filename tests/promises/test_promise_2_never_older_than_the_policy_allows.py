@@ -42,6 +42,7 @@ class Counting:
         self.etag = etag
         self.fault = "none"
         self.takes = 0.0
+        self.answer_takes = 0.0
         self.number = 0
         self.confirmed_at: dict[int, float] = {}
 
@@ -57,6 +58,7 @@ class Counting:
                 self.number += 1
                 self.confirmed_at[self.number] = self.clock()
                 document = prompt_data("{{ topic }} {{ number }}", {"number": str(self.number)}, cache_ttl=self.stated)
+                self.clock.advance(self.answer_takes)
                 await exchange.answer(document, headers={"ETag": f'"{self.number}"'} if self.etag else None)
             case "reset":
                 exchange.reset()
@@ -170,6 +172,20 @@ async def test_no_directive_of_a_request_makes_anything_older_usable() -> None:
         for directive in ("max-stale", "max-stale=1000000", "only-if-cached", "only-if-cached, max-stale", "no-cache"):
             refused = await sidecar.ask(headers={"Cache-Control": directive})
             assert refused.status in {503, 504}, directive
+
+
+async def test_the_time_that_an_answer_was_on_its_way_is_part_of_its_age() -> None:
+    clock = ManualClock()
+    plays = Counting(clock, 100)
+    plays.answer_takes = 30
+    async with before(plays, Policy(stale_while_revalidate=0, stale_if_error=50)) as (_, sidecar):
+        await sidecar.ask()
+        plays.fault = "503"
+        assert (await sidecar.ask()).age == 30
+        clock.advance(120)
+        assert (await sidecar.ask()).age == 150
+        clock.advance(0.001)
+        assert (await sidecar.ask()).status == 503
 
 
 async def test_while_an_answer_is_waited_for_what_is_kept_grows_older() -> None:

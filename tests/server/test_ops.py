@@ -77,9 +77,7 @@ async def test_there_is_nothing_else(path: str) -> None:
         assert (await client.ask(get(path))).problem()["status"] == 404
 
 
-PROMETHEUS = (
-    "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
-)
+PROMETHEUS = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +86,7 @@ PROMETHEUS = (
         ("X-Accept: none", "text/plain; version=0.0.4; charset=utf-8", None),
         ("Accept: */*", "text/plain; version=0.0.4; charset=utf-8", None),
         ("Accept: text/plain", "text/plain; version=0.0.4; charset=utf-8", None),
-        (PROMETHEUS, "application/openmetrics-text; version=1.0.0; charset=utf-8", b"# EOF\n"),
+        (PROMETHEUS, "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores", b"# EOF\n"),
     ],
     ids=["none", "anything", "plain", "Prometheus"],
 )
