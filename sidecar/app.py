@@ -101,6 +101,7 @@ async def open_core(
         clock=clock,
         rng=rng,
         observer=observer,
+        max_quiet=settings.breaker.reset_timeout,
     )
     manager = PromptManager(
         source=source,

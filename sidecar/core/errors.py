@@ -100,7 +100,7 @@ FAILURE_TABLE: Mapping[FailureKind, FailureRule] = MappingProxyType(
             status=None,
         ),
         FailureKind.GARBAGE: FailureRule(
-            "an answer that is none: not JSON, too large, an unexpected status",
+            "an answer that is none: not JSON, broken HTTP, an unexpected status",
             retry=False,
             verdict=Verdict.FAILURE,
             stale=True,
@@ -108,7 +108,7 @@ FAILURE_TABLE: Mapping[FailureKind, FailureRule] = MappingProxyType(
             status=502,
         ),
         FailureKind.BAD_DOCUMENT: FailureRule(
-            "JSON of the wrong shape, or a template that is empty or not admitted",
+            "JSON of the wrong shape, an answer too large, a template that is empty or not admitted",
             retry=False,
             verdict=Verdict.NEUTRAL,
             stale=True,

@@ -19,7 +19,7 @@ from sidecar.service.rendering import ConfirmedNodes, Renderer
 from sidecar.service.single_flight import Joined, SingleFlight, wait
 
 ANSWER_MARGIN = 0.1
-"""Seconds before the deadline at which a fetch gives up, so that the answer is rendered and written inside it."""
+"""Seconds before the deadline at which a fetch gives up, so that the answer is rendered and written inside it; a tenth at most."""
 
 
 class View(NamedTuple):
@@ -68,9 +68,14 @@ class Call(NamedTuple):
     deadline: float
 
     @property
+    def margin(self) -> float:
+        """Seconds kept back from the deadline for rendering and writing."""
+        return min(ANSWER_MARGIN, self.deadline / 10)
+
+    @property
     def deadline_at(self) -> float:
         """The instant at which a fetch for this request must have ended."""
-        return self.began_at + self.deadline - ANSWER_MARGIN
+        return self.began_at + self.deadline - self.margin
 
 
 class PromptManager:
@@ -176,7 +181,7 @@ class PromptManager:
         """Ask the upstream; serve what it says, or what the policy allows instead."""
         forward = _why_forwarded(call, before)
         began_after = call.began_at if call.directives.no_cache else None
-        last_moment = call.deadline_at + ANSWER_MARGIN / 2  # the fetch's own end, and so its cause, comes first
+        last_moment = call.deadline_at + call.margin / 2  # the fetch's own end, and so its cause, comes first
         patience_until = min(last_moment, self._clock() + call.policy.network_timeout) if brief else last_moment
         collapsed = False
         while True:

@@ -7,6 +7,7 @@ from typing import Literal, TextIO
 
 import structlog
 
+from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
     BreakerChanged,
     Crashed,
@@ -22,6 +23,8 @@ from sidecar.core.events import (
 )
 from sidecar.telemetry.dispatch import Handlers
 
+ANSWERS = frozenset({FailureKind.GONE, FailureKind.REFUSED})
+"""Failures that are the upstream's own word, and no trouble."""
 OTHER = "other"
 """What stands for a node that the upstream never confirmed."""
 
@@ -77,14 +80,16 @@ class LogListener:
             RequestOutcome: self._request_finished,
             Retried: lambda e: log.info("upstream_retried", reason=e.reason.value),
             BreakerChanged: lambda e: log.warning("circuit_changed", breaker=e.breaker, to=e.to),
-            FetchFailed: lambda e: log.warning(
-                "fetch_failed", node=e.node or OTHER, reason=e.kind.value, detail=e.detail
-            ),
+            FetchFailed: self._fetch_failed,
             Evicted: lambda e: log.info("entry_evicted", node=e.node or OTHER),
             RenderedEmpty: lambda e: log.warning("placeholder_rendered_empty", node=e.node or OTHER, names=e.names),
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
         } | ({UpstreamAttempt: self._attempted, FreshHit: self._request_finished} if self._debug else {})
+
+    def _fetch_failed(self, event: FetchFailed) -> None:
+        log = self._log.info if event.kind in ANSWERS else self._log.warning
+        log("fetch_failed", node=event.node or OTHER, reason=event.kind.value, detail=event.detail)
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._log.debug("upstream_called", **event._asdict())
@@ -106,6 +111,7 @@ class LogListener:
             case Outcome.STALE:
                 self._log.warning("stale_prompt_served", **fields)
             case Outcome.ERROR:
-                self._log.warning("prompt_refused", **fields)
+                log = self._log.warning if outcome.status >= 500 else self._log.info  # below, the client is told why
+                log("prompt_refused", **fields)
             case _:
                 self._log.info("prompt_served", **fields)

@@ -220,7 +220,7 @@ class Metrics:
         )
         self._render_errors = Counter(
             "prompt_sidecar_render_errors_total",
-            "Prompts that could not be rendered, by reason. `required` or `undefined`: template and LearnFlow disagree.",
+            "Prompts that could not be rendered. `required` or `undefined`: template and LearnFlow disagree.",
             ("reason",),
             registry=registry,
         )

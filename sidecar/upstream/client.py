@@ -80,7 +80,7 @@ class UpstreamClient:
             if len(content) > self._max_response:
                 response.close()
                 raise UpstreamFailure(
-                    FailureKind.GARBAGE,
+                    FailureKind.BAD_DOCUMENT,
                     f"the config service's answer is larger than upstream.max_response ({self._max_response} bytes)",
                     status=response.status,
                 )

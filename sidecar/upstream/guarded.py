@@ -1,6 +1,7 @@
 """deadline > retry > breaker, asked on every attempt; a bulkhead bounds what is out at the upstream."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
@@ -48,6 +49,7 @@ class GuardedSource:
         clock: Clock,
         rng: Rng,
         observer: Observer,
+        max_quiet: float,
     ) -> None:
         self._attempt = attempt
         self._breaker = breaker
@@ -58,10 +60,13 @@ class GuardedSource:
         self._clock = clock
         self._rng = rng
         self._observe = observer
+        self._max_quiet = max_quiet
+        self._quiet_until = -math.inf
 
     def circuit_open_for(self) -> float | None:
         """Return None where a call may go out now, else the seconds until it is worth asking again."""
-        return self._breaker.open_for()
+        quiet_for = self._quiet_until - self._clock()
+        return quiet_for if quiet_for > 0 else self._breaker.open_for()
 
     async def fetch(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation:
         """Bring the key's document before `deadline_at`; raises the last attempt's `UpstreamFailure`."""
@@ -77,6 +82,9 @@ class GuardedSource:
                     raise last from None
                 if not failure.rule.retry:
                     raise
+                if failure.kind is FailureKind.TOO_MANY_REQUESTS and failure.retry_after is not None:
+                    # Said to us as a whole, so it holds for all keys; as long at most as a circuit would stay open.
+                    self._quiet_until = self._clock() + min(failure.retry_after, self._max_quiet)
                 delay = next_delay(
                     self._rule,
                     attempt=attempts,
@@ -95,6 +103,11 @@ class GuardedSource:
             remaining = deadline_at - self._clock()
             if remaining < self._rule.min_attempt:
                 raise _too_late()
+            quiet_for = self._quiet_until - self._clock()
+            if quiet_for > 0:
+                raise UpstreamFailure(
+                    FailureKind.CIRCUIT_OPEN, "the config service asked to be left alone (429)", retry_after=quiet_for
+                )
             with self._breaker.permit() as permit:
                 sent_at = self._clock()
                 patience = min(self._per_try_timeout, remaining)

@@ -28,8 +28,8 @@ def test_an_absent_context_is_an_empty_one_and_unknown_members_are_ignored() -> 
 @pytest.mark.parametrize(
     ("given", "read"),
     [
-        ("1001", 1001), (" 1001 ", 1001), (1001.0, 1001), (1e3, 1000), (True, 1), (2**31 - 1, 2**31 - 1), (2**63, 2**63),
-        (2**64, 2**64), (10**30, 10**30), ("1_000", 1000), (7123456789, 7123456789),
+        ("1001", 1001), (" 1001 ", 1001), (1001.0, 1001), (1e3, 1000), (True, 1), (2**31 - 1, 2**31 - 1),
+        (2**63, 2**63), (2**64, 2**64), (10**30, 10**30), ("1_000", 1000), (7123456789, 7123456789),
     ],
 )  # fmt: skip
 def test_a_user_id_is_coerced_as_the_config_service_does(given: object, read: int) -> None:

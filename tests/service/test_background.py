@@ -62,11 +62,11 @@ async def test_a_crash_that_nobody_awaits_is_told_once_and_by_nobody_else(caplog
     assert caplog.records == []
 
 
-async def test_a_cancelled_task_is_no_crash() -> None:
+async def test_a_cancelled_task_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
     background = Tasks()
     background.spawn(asyncio.sleep(1), name="one").cancel()
     await background.drain(1)
-    assert (background.events, len(background)) == ([], 0)
+    assert (background.events, len(background), caplog.records) == ([], 0, [])
 
 
 async def test_draining_nothing_takes_no_time() -> None:

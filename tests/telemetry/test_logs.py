@@ -107,6 +107,12 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         "prompt_refused",
         {"node": "other", "outcome": "error", "status": 504, "seconds": 4.0, "detail": "deadline"},
     ),
+    "the upstream's own no": (
+        RequestOutcome("explain", Outcome.ERROR, 0.02, 0.0, None, "gone", 404),
+        "info",
+        "prompt_refused",
+        {"node": "explain", "outcome": "error", "status": 404, "seconds": 0.02, "detail": "gone"},
+    ),
     "an attempt": (
         UpstreamAttempt("prompt-data", "ok", 0.011),
         "debug",
@@ -125,6 +131,12 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         "warning",
         "fetch_failed",
         {"node": "other", "reason": "garbage", "detail": "the config service answered with what is not JSON"},
+    ),
+    "a fetch that was answered": (
+        FetchFailed("explain", FailureKind.GONE, "the config service answered 404"),
+        "info",
+        "fetch_failed",
+        {"node": "explain", "reason": "gone", "detail": "the config service answered 404"},
     ),
     "an eviction": (Evicted("explain"), "info", "entry_evicted", {"node": "explain"}),
     "an empty placeholder": (

@@ -128,6 +128,8 @@ class World:
             clock=loop_time,
             rng=rng or Still(),
             observer=self.events.append,
+            max_quiet=RESET_TIMEOUT,
+            max_quiet=RESET_TIMEOUT,
         )
 
     async def fetch(
@@ -249,17 +251,17 @@ async def test_a_retry_after_beyond_the_deadline_ends_the_fetch_at_once() -> Non
     assert (loop_time(), len(world.upstream.began)) == (0, 1)
 
 
-@pytest.mark.parametrize("at_once", [pytest.param(True, id="at once"), pytest.param(False, id="one after another")])
-async def test_a_storm_over_many_keys_is_answered_with_few_retries(*, at_once: bool) -> None:
+async def test_a_storm_over_many_keys_at_once_is_answered_with_no_more_retries_than_are_saved_up() -> None:
     world = World(fails(), reserve=10)
-    keys = [PromptKey(user, "explain") for user in range(200)]
-    if at_once:
-        await asyncio.gather(*(world.fetch(key=key) for key in keys))
-    else:
-        for key in keys:
-            await world.fetch(key=key)
-    assert 10 <= len(world.retries) <= 10 + 0.2 * len(keys)
-    assert len(world.upstream.began) == len(keys) + len(world.retries)
+    await asyncio.gather(*(world.fetch(key=PromptKey(user, "explain")) for user in range(200)))
+    assert (len(world.retries), len(world.upstream.began)) == (10, 210)
+
+
+async def test_a_storm_that_goes_on_is_answered_with_one_retry_for_five_fetches() -> None:
+    world = World(fails(), reserve=10)
+    for user in range(200):
+        await world.fetch(key=PromptKey(user, "explain"))
+    assert 0.2 * 200 <= len(world.retries) <= 10 + 0.2 * 200
 
 
 # The deadline
@@ -417,14 +419,14 @@ async def test_a_circuit_that_opens_by_an_attempt_stops_its_retries() -> None:
 
 
 async def test_a_circuit_that_others_open_during_the_pause_stops_the_retry_and_the_failure_stays() -> None:
-    world = World(fails(FailureKind.TOO_MANY_REQUESTS, retry_after=1), fails(), fail_max=1)
+    world = World(fails(FailureKind.RESET, retry_after=1), fails(), fail_max=2)
     waiting = world.begins()
     await asyncio.sleep(0.5)
     await world.fetch()
     assert world.breaker.state == "open"
     failure = await waiting
     assert isinstance(failure, UpstreamFailure)
-    assert failure.kind is FailureKind.TOO_MANY_REQUESTS
+    assert failure.kind is FailureKind.RESET
     assert len(world.upstream.began) == 2
 
 
@@ -437,6 +439,45 @@ async def test_the_circuit_closes_again_by_a_trial_call_while_the_others_are_ref
     assert {result.kind for result in results if isinstance(result, UpstreamFailure)} == {FailureKind.CIRCUIT_OPEN}
     assert world.breaker.state == "closed"
     assert isinstance(await world.fetch(), Confirmation)
+
+
+# Being left alone
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "quiet_for"),
+    [
+        pytest.param(5.0, 5.0, id="as long as it says"),
+        pytest.param(3600.0, RESET_TIMEOUT, id="and no longer than a circuit stays open"),
+    ],
+)
+async def test_a_429_that_says_when_to_come_back_holds_for_all_keys(retry_after: float, quiet_for: float) -> None:
+    world = World(fails(FailureKind.TOO_MANY_REQUESTS, retry_after=retry_after), Step(0, GOOD), fail_max=1)
+    assert await world.fails_with() is FailureKind.TOO_MANY_REQUESTS
+    await asyncio.sleep(1)
+    failure = await world.fetch(key=PromptKey(2, "another"))
+    assert isinstance(failure, UpstreamFailure)
+    assert (failure.kind, failure.retry_after) == (FailureKind.CIRCUIT_OPEN, quiet_for - 1)
+    assert (world.source.circuit_open_for(), world.breaker.state) == (quiet_for - 1, "closed")
+    assert len(world.upstream.began) == 1
+    await asyncio.sleep(quiet_for - 1)
+    assert world.source.circuit_open_for() is None
+    assert isinstance(await world.fetch(), Confirmation)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(fails(FailureKind.TOO_MANY_REQUESTS), id="a 429 that does not say when to come back"),
+        pytest.param(fails(FailureKind.TOO_MANY_REQUESTS, retry_after=0), id="a 429 that says: at once"),
+        pytest.param(fails(FailureKind.SERVER_ERROR, retry_after=5), id="a 503 that speaks for one call"),
+    ],
+)
+async def test_any_other_failure_keeps_no_other_key_waiting(first: Step) -> None:
+    world = World(first, Step(0, GOOD), rule=RULE._replace(attempts=1))
+    await world.fetch()
+    assert world.source.circuit_open_for() is None
+    assert isinstance(await world.fetch(key=PromptKey(2, "another")), Confirmation)
 
 
 # The bulkhead
@@ -574,3 +615,26 @@ async def test_what_was_never_sent_is_not_told_as_an_attempt() -> None:
     world = World(HANG)
     await world.fetch(within=0)
     assert world.events == []
+
+
+# The upstream's wish to be left alone
+
+
+async def test_while_a_429_asks_for_quiet_no_key_is_asked_for() -> None:
+    world = World(fails(FailureKind.TOO_MANY_REQUESTS, retry_after=7), Step(0, GOOD))
+    assert await world.fails_with() is FailureKind.TOO_MANY_REQUESTS
+    assert world.source.circuit_open_for() == pytest.approx(7)
+    failure = await world.fetch(key=PromptKey(2, "other"))
+    assert isinstance(failure, UpstreamFailure)
+    assert (failure.kind, failure.retry_after) == (FailureKind.CIRCUIT_OPEN, pytest.approx(7))
+    assert len(world.upstream.began) == 1
+    await asyncio.sleep(7)
+    assert world.source.circuit_open_for() is None
+    await world.brings()
+
+
+async def test_quiet_lasts_no_longer_than_an_open_circuit() -> None:
+    world = World(fails(FailureKind.TOO_MANY_REQUESTS, retry_after=86_400), Step(0, GOOD))
+    assert await world.fails_with() is FailureKind.TOO_MANY_REQUESTS
+    await asyncio.sleep(RESET_TIMEOUT)
+    await world.brings()
