@@ -216,9 +216,11 @@ async def test_a_storm_of_429_does_not_open_the_circuit() -> None:
         sidecar_with(settings_for(upstream.url, policy=KEPT, breaker=ONE_FAILURE_OPENS)) as sidecar,
     ):
         await sidecar.ask()
+        asked = len(upstream.requests)
         says.status, says.headers = 429, {"Retry-After": "60"}
         for _ in range(20):
             assert (await sidecar.ask()).prompt == "Explain tides in plain words."
+        assert len(upstream.requests) == asked + 1  # the others left it alone
         assert sidecar.core.breaker.state == "closed"
 
 
@@ -254,7 +256,7 @@ async def test_stale_data_covers_what_is_no_answer(mode: Mode) -> None:
         sidecar_with(quick_settings(upstream.url, policy=KEPT, breaker=STUBBORN)) as sidecar,
     ):
         await sidecar.ask()
-        upstream.fails(mode)
+        upstream.fails(mode, retry_after=0)
         await assert_covered(sidecar, NO_ANSWERS[mode])
         upstream.fails(Mode.NONE)
         await sidecar.settle()
