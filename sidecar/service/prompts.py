@@ -19,7 +19,7 @@ from sidecar.service.rendering import ConfirmedNodes, Renderer
 from sidecar.service.single_flight import Joined, SingleFlight, wait
 
 ANSWER_MARGIN = 0.1
-"""Seconds before the deadline at which a fetch gives up, so that the answer is rendered and written inside it; a tenth at most."""
+"""Seconds before the deadline (a tenth of it at most) at which a fetch gives up, so that the answer leaves in time."""
 
 
 class View(NamedTuple):
@@ -184,9 +184,12 @@ class PromptManager:
         last_moment = call.deadline_at + call.margin / 2  # the fetch's own end, and so its cause, comes first
         patience_until = min(last_moment, self._clock() + call.policy.network_timeout) if brief else last_moment
         collapsed = False
+        own: object = None
         while True:
             flight = self._join(call, call.deadline_at, began_after=began_after)
-            if flight.collapsed and not collapsed:
+            if not flight.collapsed:
+                own = flight.task
+            elif flight.task is not own and not collapsed:
                 collapsed = True
                 self._observe(Coalesced(self._nodes.label(call.key.node_name)))
             try:

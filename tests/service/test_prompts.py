@@ -133,7 +133,7 @@ async def test_what_grows_too_old_while_waiting_is_not_served_and_the_whole_dead
     await asyncio.sleep(999.5)
     world.source.takes = 2
     rendered = await world.ask()
-    assert said(rendered) == "prompt-sidecar; fwd=stale; stored; collapsed"
+    assert said(rendered) == "prompt-sidecar; fwd=stale; stored"
     assert world.fetches == 2
 
 
