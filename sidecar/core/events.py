@@ -47,7 +47,7 @@ class Coalesced(NamedTuple):
 
 
 class UpstreamAttempt(NamedTuple):
-    """A call to the upstream ended; `result`: `ok`, `not_modified` or a `FailureKind`."""
+    """A call to the upstream ended; `result`: `ok`, `not_modified`, a `FailureKind` or `crashed`."""
 
     endpoint: str
     result: str

@@ -63,7 +63,9 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         fields = {"error": type(error).__name__, "where": where(error)} if error else {}
-        structlog.get_logger().log(record.levelno, "library_error", logger=record.name, **fields)
+        log = structlog.get_logger()
+        tell = log.critical if record.levelno >= logging.CRITICAL else log.error
+        tell("library_error", logger=record.name, **fields)
 
 
 class LogListener:

@@ -110,4 +110,4 @@ def retry_after_seconds(value: str | None) -> float | None:
 
 def encode(body: Mapping[str, object]) -> bytes:
     """Encode a request body."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, separators=(",", ":")).encode("ascii")

@@ -111,12 +111,15 @@ class GuardedSource:
             with self._breaker.permit() as permit:
                 sent_at = self._clock()
                 patience = min(self._per_try_timeout, remaining)
-                result = FailureKind.CANCELLED.value
+                result = "crashed"
                 try:
                     async with asyncio.timeout(patience):
                         document = await self._attempt.fetch(key, known)
                     permit.tell(Verdict.SUCCESS)
                     result = "not_modified" if document is known else "ok"
+                except asyncio.CancelledError:
+                    result = FailureKind.CANCELLED.value
+                    raise
                 except TimeoutError as error:
                     # An attempt cut short by the deadline says little of the upstream's health.
                     permit.tell(Verdict.FAILURE if patience * 2 >= self._per_try_timeout else Verdict.NEUTRAL)

@@ -89,7 +89,7 @@ class Upstream:
             case "down":
                 await exchange.answer(status=500)
             case "busy":
-                await exchange.answer(status=429, headers={"Retry-After": "60"})
+                await exchange.answer(status=429, headers={"Retry-After": "0"})
             case "refused":
                 await exchange.answer({"detail": "no"}, status=403)
             case "garbage":

@@ -118,7 +118,9 @@ async def test_every_recorded_prompt_comes_out_the_same_while_the_service_is_dow
             upstream.fails(Mode.NONE)
             give_settings(upstream, row)
             await repeat(sidecar, row, **{"Cache-Control": "no-cache"})
-            upstream.fails(Mode.TOO_MANY, retry_after=60)  # of all outages the one that is not waited for
+            upstream.fails(
+                Mode.WRONG_SHAPE
+            )  # of all that stale data covers, what is neither retried nor opens the circuit
             covered = await repeat(sidecar, row)
             assert_same(covered, row)
             assert covered.how.endswith("detail=stale-if-error")
