@@ -4,6 +4,7 @@ A canary stands for the content: in each place of a context, through each way in
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import sys
@@ -156,7 +157,11 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def opened_by(pid: int) -> list[str]:
     """Return what a process holds open."""
-    return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    opened = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            opened.append(str(path.readlink()))
+    return opened
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
