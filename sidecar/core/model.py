@@ -10,7 +10,7 @@ from sidecar.core.cache_status import Provenance
 from sidecar.core.decision import STALE_TABLE, Action
 from sidecar.core.freshness import State, strategy_for, windows
 from sidecar.core.policy import Policy
-from sidecar.core.prompt import CompiledTemplate
+from sidecar.core.prompt import CompiledTemplate, Static
 
 
 class PromptKey(NamedTuple):
@@ -32,7 +32,7 @@ class Document:
     stated_ttl: float | None
     """Seconds; None where the upstream states no lifetime."""
     etag: str | None
-    static: Mapping[str, str]
+    static: Static
     """The settings that the template reads, escaped once where that is sound."""
     used: Mapping[str, str]
     """The settings that the template reads, as served."""

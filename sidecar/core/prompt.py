@@ -21,7 +21,7 @@ from sidecar.core.budget import (
 )
 from sidecar.core.meters import meter
 from sidecar.core.sandbox import RenderOptions, Sandbox, Undefined, sandbox
-from sidecar.core.template_body import Body, Metered, Straight
+from sidecar.core.template_body import Body, Metered, Static, Straight
 from sidecar.core.template_gate import TemplateRejected, admit
 from sidecar.core.template_rules import MAX_TOKENS, Profile
 
@@ -33,6 +33,7 @@ __all__ = [
     "RenderLimits",
     "RenderOptions",
     "RenderTooSlow",
+    "Static",
     "TemplateRejected",
     "Undefined",
     "UndefinedNames",
@@ -86,22 +87,25 @@ class CompiledTemplate:
     _reads: "_Reads" = field(repr=False)
     _body: Body = field(repr=False)
 
-    def prepare(self, settings: Mapping[str, str]) -> dict[str, str]:
+    def prepare(self, settings: Mapping[str, str]) -> Static:
         """Return those settings that the template reads, escaped beforehand where they are only ever printed."""
         escaped = self._reads.printed if self.options.autoescape else frozenset()
-        return {
-            name: escape(value) if name in escaped else value for name, value in settings.items() if name in self.names
-        }
+        static = Static(
+            (name, escape(value) if name in escaped else value)
+            for name, value in settings.items()
+            if name in self.names
+        )
+        static.filled = self._body.fill(static)
+        return static
 
     def render(self, static: Mapping[str, str], context: Mapping[str, Any]) -> str:
         """Return the prompt; `static` is what `prepare` returned, the context wins. Raises RenderFailed."""
-        values = {**static, **context}
         try:
-            return self._body.render(values)
+            return self._body.render(static, context)
         except RenderFailed:
             raise
         except jinja2.UndefinedError as error:
-            raise self._undefined(getattr(error, "name", None), values) from None
+            raise self._undefined(getattr(error, "name", None), {**static, **context}) from None
         except Exception as error:  # noqa: BLE001 - whatever an expression makes of its values; their text must not leak
             raise RenderFailed(f"{type(error).__name__} in an expression") from None
 

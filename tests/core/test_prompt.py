@@ -627,3 +627,12 @@ def test_no_refusal_tells_the_templates_text() -> None:
         with pytest.raises(TemplateRejected) as caught:
             compiled(source)
         assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("autoescape", [True, False])
+def test_a_context_that_overrides_a_setting_changes_each_of_its_places(autoescape: bool) -> None:
+    template = compiled("{{ a }}-{{ b }}-{{ a }}-{{ c }}-{{ c }}", RenderOptions(autoescape=autoescape))
+    static = template.prepare({"a": "<a>", "b": "b"})
+    assert template.render(static, {"c": "c"}) == ("&lt;a&gt;-b-&lt;a&gt;-c-c" if autoescape else "<a>-b-<a>-c-c")
+    assert template.render(static, {"a": "&", "c": 1}) == ("&amp;-b-&amp;-1-1" if autoescape else "&-b-&-1-1")
+    assert template.render(static, {"c": "c"}).startswith("&lt;" if autoescape else "<")  # nothing was left behind
