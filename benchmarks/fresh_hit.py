@@ -89,10 +89,15 @@ async def compare(*, rounds: int, seconds: float, concurrency: int, autoescape: 
         assert bare.stdout is not None
         bare_port = int(await bare.stdout.readline())
         result: dict[str, object] = {"answer_bytes": len(body), "autoescape": autoescape}
+        servers = (
+            ("sidecar", sidecar_port, psutil.Process(sidecar.pid)),
+            ("bare", bare_port, psutil.Process(bare.pid)),
+        )
         for keep_alive in (True, False):
             samples: dict[str, list[Sample]] = {"sidecar": [], "bare": []}
             for n in range(rounds + 1):
-                for name, port in (("sidecar", sidecar_port), ("bare", bare_port)):
+                for name, port, process in servers:
+                    before = process.cpu_times()
                     sample = await round_of(
                         port,
                         request(keep_alive=keep_alive),
@@ -100,13 +105,12 @@ async def compare(*, rounds: int, seconds: float, concurrency: int, autoescape: 
                         concurrency=concurrency,
                         keep_alive=keep_alive,
                     )
+                    after = process.cpu_times()
+                    sample.cpu_seconds = after.user + after.system - before.user - before.system
                     if n:  # the first warms up
                         samples[name].append(sample)
             result["keep-alive" if keep_alive else "connection per request"] = _figures(samples)
-        result["resident_mib"] = {
-            "sidecar": round(psutil.Process(sidecar.pid).memory_info().rss / 2**20, 1),
-            "bare": round(psutil.Process(bare.pid).memory_info().rss / 2**20, 1),
-        }
+        result["resident_mib"] = {name: round(p.memory_info().rss / 2**20, 1) for name, _, p in servers}
         return result
 
 
@@ -126,12 +130,18 @@ def _figures(samples: dict[str, list[Sample]]) -> dict[str, object]:
     figures: dict[str, object] = {
         "ratio": {"median": round(median(ratios), 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3)}
     }
+    cpu = {
+        name: sum(sample.cpu_seconds for sample in rounds) / sum(len(sample.latencies) for sample in rounds)
+        for name, rounds in samples.items()
+    }
+    figures["cpu_ratio"] = round(cpu["bare"] / cpu["sidecar"], 3)
     for name, rounds in samples.items():
         cuts = quantiles([latency for sample in rounds for latency in sample.latencies], n=100)
         figures[name] = {
             "requests_per_second": round(median(sample.rate for sample in rounds)),
             "p50_us": round(cuts[49] * 1e6),
             "p99_us": round(cuts[98] * 1e6),
+            "cpu_us": round(cpu[name] * 1e6),
         }
     return figures
 
@@ -168,11 +178,17 @@ def _show(result: dict[str, object]) -> None:
         figures = result[mode]
         assert isinstance(figures, dict)
         ratio = figures["ratio"]
-        print(f"  {mode}: ratio {ratio['median']:.2f} (least {ratio['least']:.2f}, most {ratio['most']:.2f})")
+        print(
+            f"  {mode}: ratio {ratio['median']:.2f} (least {ratio['least']:.2f}, most {ratio['most']:.2f}), "
+            f"by processor time {figures['cpu_ratio']:.2f}"
+        )
         for name in ("sidecar", "bare"):
             f = figures[name]
             rate, p50, p99 = f["requests_per_second"], f["p50_us"], f["p99_us"]
-            print(f"    {name:8} {rate:6} requests/s   p50 {p50:5} us   p99 {p99:5} us")
+            print(
+                f"    {name:8} {rate:6} requests/s   p50 {p50:5} us   p99 {p99:5} us   "
+                f"processor {f['cpu_us']:4} us a request"
+            )
     print(f"  resident memory, MiB: {result['resident_mib']}")
 
 

@@ -11,6 +11,8 @@ class Sample:
 
     latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """What the server's process spent on it, which other processes on the machine hardly change."""
 
     @property
     def rate(self) -> float:

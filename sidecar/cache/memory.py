@@ -69,7 +69,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._clock = clock
-        self._slots: OrderedDict[PromptKey, _Slot] = OrderedDict()
+        self._slots: OrderedDict[tuple[int, str], _Slot] = OrderedDict()
         self._template_uses: Counter[str] = Counter()
         self.bytes = 0
         self.hits = 0
@@ -79,7 +79,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     def __len__(self) -> int:
         return len(self._slots)
 
-    def peek(self, key: PromptKey) -> Entry | None:
+    def peek(self, key: tuple[int, str]) -> Entry | None:
         """Return the key's entry, without an await."""
         slot = self._slots.get(key)
         if slot is None:
@@ -112,11 +112,11 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
             self._drop(next(iter(self._slots)), "bytes")
         return True
 
-    def _drop(self, key: PromptKey, reason: str) -> None:
+    def _drop(self, key: tuple[int, str], reason: str) -> None:
         self._remove(key)
         self.evictions[reason] += 1
 
-    def _remove(self, key: PromptKey) -> int:
+    def _remove(self, key: tuple[int, str]) -> int:
         slot = self._slots.pop(key, None)
         if slot is None:
             return 0

@@ -20,12 +20,12 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_seconds
 
     A body that came with its headers, as nearly all do, is taken without a timer.
     """
-    if (request.content_length or 0) > max_bytes:
-        raise _too_large(max_bytes)
     content = request.content
     if content.is_eof():
         body = content.read_nowait()
     else:
+        if (request.content_length or 0) > max_bytes:
+            raise _too_large(max_bytes)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(CONTINUE)
             request.writer.output_size = 0

@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from sidecar.core.cache_status import Provenance
+from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import PromptError
 from sidecar.core.events import Outcome, RequestOutcome
 from sidecar.server.body import BodyError, read_body
@@ -31,7 +32,8 @@ class GeneratePrompt:
         began_at = self._clock()
         headers = request.headers
         try:
-            if not is_json(headers.get("Content-Type")) or "Content-Encoding" in headers:
+            content_type = headers.get("Content-Type")
+            if (content_type != "application/json" and not is_json(content_type)) or "Content-Encoding" in headers:
                 raise BodyError(
                     415, "The body must be JSON (Content-Type: application/json), without Content-Encoding."
                 )
@@ -39,12 +41,13 @@ class GeneratePrompt:
             asked = parse_prompt_request(body)
         except (BodyError, BadRequestError) as error:
             return self._refuse(error, began_at)
+        cache_control = headers.get("Cache-Control")
         try:
             rendered = await self._manager.get_rendered_prompt(
                 asked.user_id,
                 asked.node_name,
                 asked.context,
-                directives=parse_cache_control(headers.get("Cache-Control")),
+                directives=NO_DIRECTIVES if cache_control is None else parse_cache_control(cache_control),
                 began_at=began_at,
             )
         except PromptError as error:

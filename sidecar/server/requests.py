@@ -141,7 +141,7 @@ def parse_cache_control(value: str | None) -> Directives:
 
 def is_json(content_type: str | None) -> bool:
     """Return whether a body of this type is read: JSON, or none stated, as the config service does."""
-    if content_type is None or content_type == "application/json":
+    if content_type is None:
         return True
     media_type = content_type.partition(";")[0].strip().lower()
     return media_type in {"", "application/json"} or (

@@ -42,8 +42,8 @@ class PromptSource(Protocol):
 class PromptCache(Protocol):
     """Where entries are kept. `peek` is the hot path's only stop: it answers at once, without an await."""
 
-    def peek(self, key: PromptKey) -> Entry | None:
-        """Return what is at hand without waiting."""
+    def peek(self, key: tuple[int, str]) -> Entry | None:
+        """Return what is at hand without waiting; a plain tuple will do for a key, as it is the same to a mapping."""
         ...
 
     async def set(self, key: PromptKey, entry: Entry, ttl: float) -> object:

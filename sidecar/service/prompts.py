@@ -122,13 +122,13 @@ class PromptManager:
         now = self._clock()
         if began_at is None:
             began_at = now
-        key = PromptKey(user_id, node_name)
         policy = self._policy_for(node_name)
-        entry = self._cache.peek(key)
+        entry = self._cache.peek((user_id, node_name))
         if entry is not None and now < entry.hit_until and entry.policy is policy and directives is NO_DIRECTIVES:
             age = now - entry.confirmed_at  # most requests: nothing to decide
             provenance = Provenance(hit=True, ttl=entry.hit_until - now, age=age)
             return self._renderer.render(entry, node_name, dynamic_context, provenance, began_at=began_at, now=now)
+        key = PromptKey(user_id, node_name)
         return await self._answer(Call(key, dynamic_context, directives, policy, began_at, self._deadline), entry, now)
 
     async def _answer(self, call: Call, entry: Entry | None, now: float) -> Rendered:

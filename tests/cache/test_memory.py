@@ -43,7 +43,7 @@ async def fill(cache: MemoryCache, users: Iterable[int], ttl: float | None = Non
 
 def users_in(cache: MemoryCache) -> list[int]:
     """Return whose entries are there, the least recently used first."""
-    return [key.user_id for key in cache._slots]
+    return [key[0] for key in cache._slots]
 
 
 class TestTheContract(PromptCacheContract):
