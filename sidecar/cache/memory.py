@@ -32,7 +32,7 @@ def document_bytes(document: Document) -> int:
     mappings = sum(map(getsizeof, (document.settings, document.static, document.used, document.required)))
     filled = document.static.filled
     if filled is not None:
-        mappings += getsizeof(filled) + getsizeof(filled.pieces) + getsizeof(filled.holes) + 64 * len(filled.holes)
+        mappings += getsizeof(filled) + getsizeof(filled.pieces) + getsizeof(filled.holes) + 128 * len(filled.holes)
     names = sum(map(getsizeof, document.settings)) + sum(map(getsizeof, document.required))
     values = sum(map(getsizeof, document.settings.values()))
     escaped = sum(getsizeof(value) for name, value in document.static.items() if value is not document.settings[name])

@@ -21,7 +21,7 @@ class Filled(NamedTuple):
     """A text with its static values in place, and holes for what only a request can give."""
 
     pieces: list[str]
-    holes: tuple[tuple[int, str], ...]  # place among the pieces, name
+    holes: tuple[tuple[str, list[int]], ...]  # name, its places among the pieces
     chars: int  # without the holes
 
 
@@ -87,13 +87,13 @@ class Straight:
     def fill(self, static: Mapping[str, str]) -> Filled | None:
         """Put the static values into their places, which leaves a hit little to do."""
         pieces = self._pieces.copy()
-        holes = []
+        holes: dict[str, list[int]] = {}
         for index, name in enumerate(self._slots):
             if name in static:
                 pieces[2 * index + 1] = static[name]
             else:
-                holes.append((2 * index + 1, name))
-        return Filled(pieces, tuple(holes), sum(map(len, pieces)))
+                holes.setdefault(name, []).append(2 * index + 1)
+        return Filled(pieces, tuple(holes.items()), sum(map(len, pieces)))
 
     def render(self, static: Mapping[str, str], context: Mapping[str, Any]) -> str:
         """Return the text; the context wins."""
@@ -102,13 +102,14 @@ class Straight:
             return self._render({**static, **context})
         pieces = filled.pieces.copy()
         chars = filled.chars
-        for place, name in filled.holes:
+        for name, places in filled.holes:
             if name not in context:
                 return self._render({**static, **context})
             value = context[name]
             text = escape(value) if self._autoescape else value if type(value) is str else str(value)
-            pieces[place] = text
-            chars += len(text)
+            for place in places:  # made into text once, however many they are
+                pieces[place] = text
+                chars += len(text)
         return self._joined(pieces, chars)
 
     def _render(self, values: Mapping[str, Any]) -> str:

@@ -636,3 +636,17 @@ def test_a_context_that_overrides_a_setting_changes_each_of_its_places(autoescap
     assert template.render(static, {"c": "c"}) == ("&lt;a&gt;-b-&lt;a&gt;-c-c" if autoescape else "<a>-b-<a>-c-c")
     assert template.render(static, {"a": "&", "c": 1}) == ("&amp;-b-&amp;-1-1" if autoescape else "&-b-&-1-1")
     assert template.render(static, {"c": "c"}).startswith("&lt;" if autoescape else "<")  # nothing was left behind
+
+
+def test_a_value_that_is_no_text_becomes_one_once_however_many_places_it_has() -> None:
+    class Counted:
+        def __init__(self) -> None:
+            self.times = 0
+
+        def __str__(self) -> str:
+            self.times += 1
+            return "x"
+
+    value = Counted()
+    assert render("{{ a }}" * 50, {"a": value}, options=RenderOptions(autoescape=False)) == "x" * 50
+    assert value.times == 1
