@@ -1,162 +1,89 @@
-"""The composition root: settings → a wired application; start and drain. The only place that names concrete classes."""
+"""The composition root: a wired core and its listeners; start, reload and drain."""
 
-import asyncio
 import os
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import structlog
 from aiohttp import web
 
-from sidecar.cache.memory import MemoryCache
-from sidecar.core.prompt import RenderLimits
-from sidecar.core.retry import RetryBudget, RetryRule, Rng
-from sidecar.server import generate_prompt
-from sidecar.server.generate_prompt import GeneratePrompt
+from sidecar.core.retry import Rng
+from sidecar.reload import Origin, Reloader
+from sidecar.server import generate_prompt, prompt_data
+from sidecar.server.admin import admin_routes
+from sidecar.server.elsewhere import Elsewhere
+from sidecar.server.generate_prompt import GeneratePrompt, Reader
 from sidecar.server.listener import Handler, Routes, make_server
 from sidecar.server.ops import ops_routes
-from sidecar.service.background import Background
+from sidecar.server.prompt_data import PromptData
+from sidecar.server.proxy import Proxy
+from sidecar.service.generations import Generation
 from sidecar.service.ports import Clock, Observer
-from sidecar.service.prompts import PromptManager
+from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
-from sidecar.telemetry.dispatch import dispatcher
-from sidecar.telemetry.logs import LogListener
-from sidecar.telemetry.metrics import Metrics
-from sidecar.upstream.breaker import Breaker
-from sidecar.upstream.client import UpstreamClient
-from sidecar.upstream.guarded import GuardedSource
-from sidecar.upstream.prompt_data import PromptDataSource
-from sidecar.upstream.templates import Templates
+from sidecar.status import status_of
+from sidecar.upstream.forward import Forwarder
+from sidecar.watch import watch
+from sidecar.wiring import Core, StartError, installed_version, open_core
+
+__all__ = ["Core", "Sidecar", "StartError", "installed_version", "open_core", "running"]
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: LearnFlow opens one for each attempt."""
 
 
-def installed_version() -> str:
-    """Return the version of the installed package, or of nothing installed."""
-    try:
-        return version("prompt-sidecar")
-    except PackageNotFoundError:
-        return "0+unknown"
-
-
-class StartError(OSError):
-    """The sidecar cannot start here; says what and where."""
-
-
-class Core(NamedTuple):
-    """What answers prompts, without the listeners."""
-
-    manager: PromptManager
-    cache: MemoryCache
-    metrics: Metrics
-    background: Background
-    breaker: Breaker
-    observer: Observer
-
-
-@asynccontextmanager
-async def open_core(
-    settings: Settings, *, clock: Clock = time.monotonic, rng: Rng | None = None
-) -> AsyncIterator[Core]:
-    """Wire what answers prompts, and take it apart in order."""
-    rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
-    cache = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = Metrics(version=installed_version(), cache=cache)
-    metrics.settings_loaded(time.time())
-    observer = dispatcher(metrics.handlers(), LogListener().handlers())
-    background = Background(observer)
-    render, upstream, retry = settings.render, settings.upstream, settings.retry
-    templates = Templates(
-        profile=render.profile,
-        limits=RenderLimits(
-            max_template_bytes=render.max_template,
-            max_output_bytes=render.max_output,
-            max_iterations=render.max_iterations,
-            max_seconds=render.max_time,
-        ),
-        clock=clock,
-    )
-    client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
-    breaker = Breaker(
-        "upstream",
-        fail_max=settings.breaker.fail_max,
-        reset_timeout=settings.breaker.reset_timeout,
-        success_threshold=settings.breaker.success_threshold,
-        clock=clock,
-        observer=observer,
-    )
-    source = GuardedSource(
-        PromptDataSource(client, templates, autoescape=render.autoescape, undefined=render.undefined),
-        breaker=breaker,
-        bulkhead=asyncio.Semaphore(upstream.max_in_flight),
-        rule=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
-        budget=RetryBudget(retry.budget, retry.budget_reserve),
-        per_try_timeout=retry.per_try_timeout,
-        clock=clock,
-        rng=rng,
-        observer=observer,
-        max_quiet=settings.breaker.reset_timeout,
-    )
-    manager = PromptManager(
-        source=source,
-        cache=cache,
-        policy_for=settings.policy.for_node,
-        deadline=settings.deadline,
-        clock=clock,
-        rng=rng,
-        background=background,
-        observer=observer,
-        max_nodes=settings.metrics.max_nodes,
-    )
-    try:
-        yield Core(manager, cache, metrics, background, breaker, observer)
-    finally:
-        await background.drain(settings.deadline)
-        await client.close()
-
-
 class Sidecar(NamedTuple):
-    """A running sidecar: what it is made of, and where it listens."""
+    """A running sidecar: what it is made of, where it listens, and how its settings are read again."""
 
     core: Core
     listen: Address
     ops: Address
+    reload: Reloader
 
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, clock: Clock = time.monotonic, rng: Rng | None = None
+    settings: Settings, *, origin: Origin | None = None, clock: Clock = time.monotonic, rng: Rng | None = None
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
+    `origin`: where the settings come from; without one a reload finds them unchanged.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
     ready = False
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    async with open_core(settings, clock=clock, rng=rng) as core:
-        answer = GeneratePrompt(
-            core.manager,
-            observer=core.observer,
-            clock=clock,
-            max_body=settings.limits.max_body,
-            deadline=settings.deadline,
+    async with open_core(settings, clock=clock, rng=rng) as core, _forwarder(settings) as forwarder:
+        reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
+        ops = ops_routes(
+            ready=lambda: ready,
+            metrics=core.metrics.expose,
+            status=lambda: status_of(core, ready=lambda: ready, clock=clock),
+            admin=admin_routes(
+                core.shadow.reset,
+                is_loopback=settings.ops.listen.is_loopback,
+                token_file=settings.ops.admin_token_file,
+            ),
         )
-        ops_runner = _runner(ops_routes(ready=lambda: ready, metrics=core.metrics.expose), settings, core.observer)
-        runner = _runner(Routes({("POST", generate_prompt.PATH): answer}), settings, core.observer)
+        ops_runner = _runner(ops, settings, core.observer)
+        runner = _runner(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)
         try:
-            ops = await _listen(ops_runner, settings.ops.listen, "ops.listen")
+            ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen")
             listen = await _listen(runner, settings.listen, "listen")
+            if origin is not None and origin.path is not None:
+                core.background.keep(watch(origin.path, reload), name="watch-settings")
             ready = True
             log.info(
-                "started", listen=str(listen), ops=str(ops), upstream=settings.upstream.url, version=installed_version()
+                "started",
+                listen=str(listen),
+                ops=str(ops_address),
+                upstream=settings.upstream.url,
+                api=settings.upstream.api.value,
+                version=installed_version(),
             )
-            yield Sidecar(core, listen, ops)
+            yield Sidecar(core, listen, ops_address, reload)
         finally:
             was_ready, ready = ready, False
             if was_ready:
@@ -165,6 +92,41 @@ async def running(
             await core.background.drain(settings.deadline)
             await ops_runner.cleanup()
     log.info("stopped")
+
+
+def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Routes:
+    """Return what LearnFlow and its bot are answered by."""
+    proxy_settings = settings.proxy
+    reader = Reader(
+        observer=core.observer,
+        clock=clock,
+        max_body=settings.limits.max_body,
+        deadline=settings.deadline,
+        as_today=lambda: core.selection.current is not Generation.PROMPT_DATA,
+    )
+    prompts = GeneratePrompt(core.manager, reader, clock=clock)
+    proxy = Proxy(
+        forwarder,
+        watch=WriteWatch(core.writes, settle_seconds=lambda: proxy_settings.response_timeout, observer=core.observer),
+        observer=core.observer,
+        clock=clock,
+        max_in_flight=proxy_settings.max_in_flight,
+        queue_timeout=proxy_settings.queue_timeout,
+        response_timeout=proxy_settings.response_timeout,
+        idle_timeout=proxy_settings.response_timeout,
+    )
+    parts = PromptData(core.manager, reader, proxy, clock=clock, deadline=settings.deadline)
+    elsewhere = Elsewhere(lambda: (core.routes, core.settings.deadline), core.reads, proxy, clock=clock)
+    return Routes({("POST", generate_prompt.PATH): prompts, ("POST", prompt_data.PATH): parts}, elsewhere)
+
+
+@asynccontextmanager
+async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
+    forwarder = Forwarder(settings.upstream.url, connect_timeout=settings.upstream.connect_timeout)
+    try:
+        yield forwarder
+    finally:
+        await forwarder.close()
 
 
 def _runner(handler: Handler, settings: Settings, observer: Observer) -> web.ServerRunner:

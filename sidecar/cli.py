@@ -88,13 +88,16 @@ FLAG_KEYS = {
 }
 
 
-def _load(config: Path | None, flags: dict[str, str | None]) -> Any:
+def _load(config: Path | None, flags: dict[str, str | None]) -> tuple[Any, Any]:
+    """Return the settings, and how and whence they are read again."""
     from sidecar.config_file import ConfigError, default_path, load
+    from sidecar.reload import Origin
 
     path = config if config is not None else default_path(os.environ)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
+    origin = Origin(lambda: load(path, environ=os.environ, flags=given), path)
     try:
-        return load(path, environ=os.environ, flags=given)
+        return origin.load(), origin
     except ConfigError as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
@@ -107,7 +110,7 @@ def _load(config: Path | None, flags: dict[str, str | None]) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print the settings in force, as JSON.")
 def check_config(config: Path | None, *, show: bool, as_json: bool, **flags: str | None) -> None:
     """Say whether the settings can be used, and start nothing."""
-    settings = _load(config, flags)
+    settings, _ = _load(config, flags)
     if as_json or show:
         import yaml
 
@@ -123,7 +126,7 @@ def check_config(config: Path | None, *, show: bool, as_json: bool, **flags: str
 @_settings_options
 def run(config: Path | None, **flags: str | None) -> None:
     """Stand between LearnFlow and its config service."""
-    settings = _load(config, flags)
+    settings, origin = _load(config, flags)
     from sidecar.app import running
     from sidecar.telemetry.logs import configure_logs
 
@@ -131,7 +134,11 @@ def run(config: Path | None, **flags: str | None) -> None:
 
     async def serve() -> None:
         stop = _stop_signal()
-        async with running(settings):
+        async with running(settings, origin=origin) as sidecar:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: sidecar.core.background.spawn(sidecar.reload(), name="reload")
+            )
             gc.collect()
             gc.freeze()  # what start-up made stays, and need not be looked at again
             gc.set_threshold(GC_THRESHOLD, 20, 100)

@@ -5,13 +5,15 @@ A source becomes a stream of `Given` and `Problem`; what is given is text, whate
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
+from sidecar.core.units import Either, Kind, Names, listed
 from sidecar.settings import ANY, KeyPath, Settings, contradictions, effective, keys
 
 S = TypeVar("S")
@@ -30,6 +32,7 @@ for _path in KEYS:
 
 # Kubernetes puts these into every pod beside a Service called `sidecar` or `sidecar-…`.
 _SERVICE_LINK = re.compile(r"SIDECAR(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_\w+)?)")
+_NULLS = frozenset({"null", "Null", "NULL", "~", ""})
 _YAML_TEXT = "tag:yaml.org,2002:str"
 _BARE_IPV6 = re.compile(r"(^|[\s,{:])\[[0-9A-Fa-f:.]*\]:[0-9]")
 
@@ -65,6 +68,13 @@ class Given(NamedTuple):
     source: str
 
 
+class Named(NamedTuple):
+    """A section of free names, or a name in it, that a file mentions: it is there even with no key of its own."""
+
+    path: KeyPath
+    source: str
+
+
 def default_path(environ: Mapping[str, str]) -> Path | None:
     """Return the file to read when no flag names one: SIDECAR_CONFIG, or config/sidecar.yaml where it exists."""
     named = environ.get(PATH_VARIABLE)
@@ -88,7 +98,10 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, s
             except ValueError as error:
                 problems.append(Problem(_dotted(each.path), shown(each.text), str(error), each.source))
                 unsound.add(each.path)
-    settings = _lay_over(Settings(), (), values)
+    named = {each.path: each.source for each in found if isinstance(each, Named)}
+    named |= {path[:depth]: source for path, source in sources.items() for depth in _free_names(path)}
+    settings = _lay_over(Settings(), (), values, dict.fromkeys([*named, *values]))
+    problems += _bad_names(named)
     problems += _contradictions(settings, sources, unsound)
     if problems:
         raise ConfigError(tuple(problems))
@@ -103,8 +116,27 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…")
 
 
-def _lay_over(base: S, at: KeyPath, values: Mapping[KeyPath, Any]) -> S:
-    """Return `base`, a settings dataclass, with the given values in place of its own."""
+def _free_names(path: KeyPath) -> list[int]:
+    """Return how much of a key's path ends with a free name."""
+    return [index + 1 for index, part in enumerate(_generic(path)) if part == ANY]
+
+
+def _bad_names(named: Mapping[KeyPath, str]) -> Iterator[Problem]:
+    """Hold free names to what their section takes for one."""
+    for path, source in named.items():
+        section = next((each for each in fields(Settings) if path[:-1] == (each.name,)), None)
+        if section is not None and "names" in section.metadata:
+            try:
+                section.metadata["names"](path[-1])
+            except ValueError as error:
+                yield Problem(_dotted(path[:-1]), shown(path[-1]), str(error), source)
+
+
+def _lay_over(base: S, at: KeyPath, values: Mapping[KeyPath, Any], named: Collection[KeyPath]) -> S:
+    """Return `base`, a settings dataclass, with the given values in place of its own.
+
+    `named`: all paths that are mentioned; a section of free names has its default's names where none is.
+    """
     changes: dict[str, Any] = {}
     for each in fields(base):  # type: ignore[arg-type] # S is bound to no protocol that mypy takes for a dataclass
         here = (*at, each.name)
@@ -112,11 +144,16 @@ def _lay_over(base: S, at: KeyPath, values: Mapping[KeyPath, Any]) -> S:
             if here in values:
                 changes[each.name] = values[here]
         elif "each" in each.metadata:
-            names = {path[len(here)]: None for path in values if path[: len(here)] == here}
-            over = changes[each.metadata["over"]]  # a section, declared before
-            changes[each.name] = {name: _lay_over(over, (*here, name), values) for name in names}
+            below = [path for path in named if path[: len(here)] == here]
+            names = dict.fromkeys(path[len(here)] for path in below if len(path) > len(here))
+            first, *rest = each.metadata["over"].split(".")
+            over = reduce(getattr, rest, changes[first])  # a section, declared before
+            changes[each.name] = {
+                name: _lay_over(over, (*here, name), values, named)
+                for name in (names if below else getattr(base, each.name))
+            }
         else:
-            changes[each.name] = _lay_over(getattr(base, each.name), here, values)
+            changes[each.name] = _lay_over(getattr(base, each.name), here, values, named)
     return replace(base, **changes)  # type: ignore[type-var] # as above
 
 
@@ -135,7 +172,8 @@ def _contradictions(settings: Settings, sources: Mapping[KeyPath, str], unsound:
 
 def _origin(path: KeyPath, sources: Mapping[KeyPath, str]) -> KeyPath:
     """Return the key that a value comes from: a node's own, or the default policy's."""
-    return path if path in sources or path[:2] != ("policy", "nodes") else ("policy", "default", path[-1])
+    inherits = path[:2] == ("policy", "nodes") or path[:1] == ("routes",)
+    return path if path in sources or not inherits else ("policy", "default", path[-1])
 
 
 def _at(written: Any, path: KeyPath) -> str:
@@ -169,7 +207,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[Given | Problem]:
             yield Given(path, text, source)
 
 
-def _from_file(path: Path | None) -> Iterator[Given | Problem]:
+def _from_file(path: Path | None) -> Iterator[Given | Named | Problem]:
     if path is None:
         return
     name = str(path)
@@ -207,10 +245,17 @@ def _unusable(name: str, mistake: str, line: int | None = None, hint: str = "") 
     return Problem("config", shown(name), allowed, source, mistake)
 
 
-def _from_node(node: yaml.Node, path: KeyPath, name: str) -> Iterator[Given | Problem]:
+def _from_node(node: yaml.Node, path: KeyPath, name: str) -> Iterator[Given | Named | Problem]:
     source = _line(node, name)
+    is_section = ANY in SECTIONS.get(path, ()) and isinstance(node, yaml.MappingNode)
+    if is_section or (path and _generic(path)[-1] == ANY):
+        yield Named(path, source)
     scalar = node.value if isinstance(node, yaml.ScalarNode) and node.tag == _YAML_TEXT else None
     key = KEYS.get(_generic(path))
+    if key is not None and isinstance(key.kind, Either) and key.kind.word in _NULLS and _is_null(node):
+        scalar = key.kind.word
+    if key is not None and scalar is None and _takes_names(key.kind):
+        scalar = _list_text(node)
     if key is not None and scalar is not None:
         yield Given(path, scalar, source)
     elif key is not None:
@@ -222,7 +267,24 @@ def _from_node(node: yaml.Node, path: KeyPath, name: str) -> Iterator[Given | Pr
         yield Problem(_dotted(path) or "config", value, f"a mapping of {_children(path)}", source)
 
 
-def _from_mapping(node: yaml.MappingNode, path: KeyPath, name: str) -> Iterator[Given | Problem]:
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
+
+
+def _takes_names(kind: Kind[Any]) -> bool:
+    return isinstance(kind.kind if isinstance(kind, Either) else kind, Names)
+
+
+def _list_text(node: yaml.Node) -> str | None:
+    """Return a list of names as one text, None for what is no such list."""
+    if not isinstance(node, yaml.SequenceNode):
+        return None
+    if not all(isinstance(name, yaml.ScalarNode) and name.tag == _YAML_TEXT for name in node.value):
+        return None
+    return listed(name.value for name in node.value)
+
+
+def _from_mapping(node: yaml.MappingNode, path: KeyPath, name: str) -> Iterator[Given | Named | Problem]:
     seen: dict[str, str] = {}
     for key, value in node.value:
         source = _line(key, name)
@@ -315,7 +377,7 @@ def variable(path: KeyPath) -> str:
 
 def _children(path: KeyPath) -> str:
     names = SECTIONS[_generic(path)]
-    return "node names" if ANY in names else ", ".join(names)
+    return {"nodes": "node names", "routes": "paths"}[path[-1]] if ANY in names else ", ".join(names)
 
 
 def _dotted(path: KeyPath) -> str:

@@ -43,7 +43,7 @@ def settings_reference() -> str:
         - The environment variable of a key is `SIDECAR_` and the key's parts, joined by two underscores. Case counts in
           the name of a node only. A variable of that prefix that is no key is a mistake.
         - A duration is a number with `ms`, `s`, `m`, `h` or `d`; a size has `B`, `KiB`, `MiB`, `GiB` (powers of two),
-          `KB`, `MB` or `GB` (powers of ten). A bare number means nothing, except 0.
+          `KB`, `MB` or `GB` (powers of ten). A bare number means nothing, except 0 and where it is said to be allowed.
         - All mistakes, of every source, are reported at once, one line each; the command then ends with exit code 2.
           `prompt-sidecar check-config` does only that, and `--show` prints the settings in force.
     """
@@ -105,7 +105,9 @@ def _yaml(of: Any, at: KeyPath) -> Iterator[str]:
             yield from _comment(f"{_sentence(about['reason'])} For example:", margin)
             yield f"{margin}# {each.name}:"
             yield f"{margin}#   {about['example']}"
-            yield f"{margin}{each.name}: {{}}"
+            names = getattr(of, each.name)
+            yield f"{margin}{each.name}:{'' if names else ' {}'}"
+            yield from (f"{margin}  {_scalar(name)}: {{}}" for name in names)
         else:
             below = getattr(of, each.name)
             yield from _comment(_about(below), margin)
@@ -121,7 +123,8 @@ def _comment(text: str, margin: str) -> list[str]:
 
 def _scalar(text: str) -> str:
     """Write a value as YAML, in quotes only where YAML would take it for something else."""
-    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/%+-]*", text) else json.dumps(text)
+    plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:/%+-]*|\[.*\]", text)
+    return text if plain else json.dumps(text)
 
 
 def _markdown(of: Any, at: KeyPath) -> Iterator[str]:
@@ -134,11 +137,17 @@ def _markdown(of: Any, at: KeyPath) -> Iterator[str]:
         yield _table(of, at, leaves)
     for each in fields(of):
         if "each" in each.metadata:
-            yield f"## `{here}.{each.name}`"
-            yield f"{_sentence(each.metadata['reason'])} The keys are those of `{here}.{each.metadata['over']}`."
-            yield f"```yaml\n{at[0]}:\n  {each.name}:\n    {each.metadata['example']}\n```"
-            example = variable((*at, each.name, "NODE", fields(each.metadata["each"])[0].name))
-            yield f"In the environment, with the node's name for `NODE`: `{example}`."
+            path = ".".join((*at, each.name))
+            over = ".".join((*at, each.metadata["over"]))
+            yield f"## `{path}`"
+            yield f"{_sentence(each.metadata['reason'])} The keys are those of `{over}`."
+            nested = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate((*at, each.name)))
+            yield f"```yaml\n{nested}{'  ' * (len(at) + 1)}{each.metadata['example']}\n```"
+            if names := getattr(of, each.name):
+                yield f"Where the file has no such section: {', '.join(f'`{name}`' for name in names)}."
+            else:
+                example = variable((*at, each.name, "NODE", fields(each.metadata["each"])[0].name))
+                yield f"In the environment, with the node's name for `NODE`: `{example}`."
         elif "kind" not in each.metadata:
             yield from _markdown(getattr(of, each.name), (*at, each.name))
 

@@ -8,17 +8,22 @@ a new key is one field.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import Profile, Undefined
+from sidecar.core.rollout import RolloutRule
+from sidecar.core.routes import RoutePattern
 from sidecar.core.units import (
     Address,
     BaseUrl,
     Choice,
     Either,
+    FilePath,
     Kind,
     ListenAddress,
+    Names,
     Switch,
     Whole,
     duration,
@@ -38,11 +43,15 @@ __all__ = [
     "LogLevel",
     "LogSettings",
     "MetricsSettings",
+    "OnUpstreamFailure",
     "OpsSettings",
     "PolicySettings",
+    "ProxySettings",
     "RenderSettings",
     "RetrySettings",
+    "RolloutSettings",
     "Settings",
+    "ShadowSettings",
     "UpstreamApi",
     "UpstreamSettings",
     "contradictions",
@@ -61,6 +70,19 @@ class UpstreamApi(StrEnum):
 
     AUTO = "auto"
     PROMPT_DATA = "prompt-data"
+    PLACEHOLDERS = "placeholders"
+    PASSTHROUGH = "passthrough"
+
+
+class OnUpstreamFailure(StrEnum):
+    """What a request outside the rollout gets when the config service does not answer it."""
+
+    FAIL = "fail"
+    LOCAL = "local"
+
+
+STATIC_READS = ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders")
+"""What LearnFlow's bot reads to draw its screens."""
 
 
 class LogLevel(StrEnum):
@@ -88,12 +110,17 @@ def section(of: type[S]) -> S:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpsSettings:
-    """The ops listener: liveness, readiness, metrics and status."""
+    """The ops listener: liveness, readiness, metrics, status and admin calls."""
 
     listen: Address = setting(
         Address("127.0.0.1", 9102),
         ListenAddress(),
         "closed to others until opened; 0.0.0.0:9102 in a pod, for Prometheus and the kubelet",
+    )
+    admin_token_file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "admin calls then need its content as a bearer token; without it they are taken on loopback only",
     )
 
 
@@ -106,6 +133,18 @@ class UpstreamSettings:
     )
     api: UpstreamApi = setting(
         UpstreamApi.AUTO, Choice(UpstreamApi), "`auto` finds out what the service offers, and notices an upgrade"
+    )
+    templates_file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "prompts.yaml, the file that the service itself reads, mounted beside the sidecar and watched for changes; "
+        "needed where the service has no prompt-data endpoint",
+    )
+    detect_interval: float = setting(
+        30.0,
+        duration("100ms", "1d"),
+        "how often `auto` looks again which generation answers: an upgrade is noticed about this late, "
+        "a roll-back at once",
     )
     max_in_flight: int = setting(
         64, Whole(1, 10_000), "requests out at the upstream at once (bulkhead): a slow one must not hold every socket"
@@ -206,6 +245,69 @@ class RenderSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSettings:
+    """Who gets prompts rendered here; all others get the config service's own."""
+
+    percent: float = setting(
+        1.0,
+        percent(bare=True),
+        "share of users, by a stable hash of the user's id, so that a user stays in while the share grows; "
+        "0 is the kill switch: the service renders everything, two seconds after the file's change",
+    )
+    nodes: frozenset[str] | None = setting(
+        None, Either("*", Names()), "only these nodes are rendered here; `*`: all of them"
+    )
+    exclude: frozenset[str] = setting(frozenset(), Names(), "these nodes are never rendered here; beats `nodes`")
+    on_upstream_failure: OnUpstreamFailure = setting(
+        OnUpstreamFailure.FAIL,
+        Choice(OnUpstreamFailure),
+        "what requests outside the rollout get when the service does not answer: an error as without a sidecar, or a "
+        "prompt from here; `local` keeps their static parts at hand, at one more call per user now and then",
+    )
+
+    @property
+    def rule(self) -> RolloutRule:
+        """What the core decides by."""
+        return RolloutRule(fraction=self.percent, nodes=self.nodes, exclude=self.exclude)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowSettings:
+    """Comparing the config service's own prompts with ours, behind the answers."""
+
+    sample_rate: float = setting(
+        0.0, percent(), "share of the requests that are compared; each costs the service a rendering"
+    )
+    max_in_flight: int = setting(
+        4, Whole(1, 1000), "comparisons at once, further ones are skipped: requests come first"
+    )
+    max_mismatches: int = setting(
+        3,
+        Whole(1, 10_000),
+        "differences of a node within the window that take it back to the service's own rendering: one may be a change "
+        "that happened between two calls",
+    )
+    window: float = setting(600.0, duration("1s", "30d"), "how long a difference counts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """What is passed on as it comes: every request that is neither for a prompt nor a static read."""
+
+    response_timeout: float = setting(
+        25.0,
+        duration("10ms", "1h"),
+        "until the head of the answer, and between two pieces of a body; below the 30 s that LearnFlow's bot waits",
+    )
+    max_in_flight: int = setting(
+        64, Whole(1, 10_000), "requests passed on at once, apart from those for prompts, which they must not hold up"
+    )
+    queue_timeout: float = setting(
+        2.0, duration("0s", "1m"), "how long one waits for a place before it is refused with 503"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:
     """The cache in memory; whichever bound is met first evicts the least recently used."""
 
@@ -265,6 +367,21 @@ class Settings:
     breaker: BreakerSettings = section(BreakerSettings)
     policy: PolicySettings = section(PolicySettings)
     render: RenderSettings = section(RenderSettings)
+    rollout: RolloutSettings = section(RolloutSettings)
+    shadow: ShadowSettings = section(ShadowSettings)
+    routes: Mapping[str, Policy] = field(
+        default_factory=lambda: dict.fromkeys(STATIC_READS, Policy()),
+        metadata={
+            "each": Policy,
+            "over": "policy.default",
+            "names": RoutePattern.parse,
+            "reason": "reads that are kept by policy, so that the bot's screens work in an outage: a path, where "
+            "`{name}` is one segment and a `*` at the end anything; each has the default policy's keys, and its own "
+            "over them. Everything else is passed on and never kept",
+            "example": '"/api/v1/profiles*": {stale_if_error: 1d}',
+        },
+    )
+    proxy: ProxySettings = section(ProxySettings)
     cache: CacheSettings = section(CacheSettings)
     limits: LimitSettings = section(LimitSettings)
     log: LogSettings = section(LogSettings)
@@ -332,8 +449,13 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
     for at, policy in policies.items():
         ordered.append(((*at, "network_timeout"), policy.network_timeout, ("deadline",), deadline))
         ordered.append(((*at, "ttl"), policy.ttl, (*at, "max_ttl"), policy.max_ttl))
+    for name, policy in settings.routes.items():
+        ordered.append((("routes", name, "network_timeout"), policy.network_timeout, ("deadline",), deadline))
+        ordered.append((("routes", name, "ttl"), policy.ttl, ("routes", name, "max_ttl"), policy.max_ttl))
     for path, value, other, most in ordered:
         if value is not None and value > most:
             yield Contradiction(path, other, "at most")
+    if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
+        yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
     if settings.ops.listen.overlaps(settings.listen):
         yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")

@@ -23,7 +23,15 @@ from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.demo.reference.service import create_app
 from sidecar.demo.reference.state import STATE, ReferenceOptions, State
 from sidecar.service.ports import Clock
-from sidecar.settings import Address, OpsSettings, PolicySettings, RetrySettings, Settings, UpstreamSettings
+from sidecar.settings import (
+    Address,
+    OpsSettings,
+    PolicySettings,
+    RetrySettings,
+    Settings,
+    UpstreamApi,
+    UpstreamSettings,
+)
 
 PATH = "/api/v1/generate-prompt"
 JSON = {"Content-Type": "application/json"}
@@ -52,7 +60,7 @@ def settings_for(
     return Settings(
         listen=ANY_PORT,
         ops=OpsSettings(listen=ANY_PORT),
-        upstream=UpstreamSettings(url=url, **(upstream or {})),
+        upstream=UpstreamSettings(url=url, **({"api": UpstreamApi.PROMPT_DATA} | dict(upstream or {}))),
         policy=PolicySettings(default=policy or Policy(), nodes=nodes or {}),
         **sections,
     )
@@ -377,7 +385,8 @@ async def sidecar_process(url: str, folder: Path, **settings: str) -> AsyncItera
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SIDECAR_", "COV"))}
     environment |= {"PYTHONPATH": str(PACKAGE_ROOT), "HOME": str(folder), "TMPDIR": str(folder)}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1"} | {f"SIDECAR_{key}": value for key, value in settings.items()}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "SIDECAR_UPSTREAM__API": "prompt-data"}
+    environment |= {f"SIDECAR_{key}": value for key, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sidecar", "run", "--config", "/dev/null", "--upstream-url", url),
         *("--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"),

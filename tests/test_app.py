@@ -18,7 +18,7 @@ from sidecar.app import Sidecar, StartError, installed_version, open_core, runni
 from sidecar.core.errors import PromptError
 from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.server.generate_prompt import PATH
-from sidecar.settings import Address, OpsSettings, RetrySettings, Settings, UpstreamSettings
+from sidecar.settings import Address, OpsSettings, RetrySettings, Settings, UpstreamApi, UpstreamSettings
 from tests.wire import get, post, reference, refuses, until, wire
 
 ANYWHERE = Address("127.0.0.1", 0)
@@ -55,8 +55,10 @@ def listening_sockets() -> set[Any]:
 
 def settings(url: str = "http://127.0.0.1:9", **changes: Any) -> Settings:
     parts: dict[str, Any] = {
-        "listen": ANYWHERE, "ops": OpsSettings(listen=ANYWHERE), "upstream": UpstreamSettings(url=url),
-    }  # fmt: skip
+        "listen": ANYWHERE,
+        "ops": OpsSettings(listen=ANYWHERE),
+        "upstream": UpstreamSettings(url=url, api=UpstreamApi.PROMPT_DATA),
+    }
     return Settings(**(parts | changes))
 
 
@@ -208,7 +210,7 @@ async def test_what_does_not_end_within_the_deadline_is_ended() -> None:
 
 async def test_idle_connections_do_not_hold_up_the_drain() -> None:
     async with stoppable(settings()) as (sidecar, stack), wire(sidecar.listen.port) as idle:
-        assert (await idle.ask(get("/"))).status == 404
+        assert (await idle.ask(get("/"))).status == 503  # passed on to where nobody is
         began = asyncio.get_running_loop().time()
         await stack.aclose()
         assert asyncio.get_running_loop().time() - began < 1  # the deadline would be 4

@@ -260,9 +260,9 @@ class Running(NamedTuple):
 
 @asynccontextmanager
 async def started(*arguments: str, **environment: str) -> AsyncIterator[Running]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "sidecar", *arguments, env={**os.environ, **environment}, stderr=asyncio.subprocess.PIPE
-    )
+    command = (sys.executable, "-m", "sidecar", *arguments)
+    env = {**os.environ, **FIXED, **environment}
+    process = await asyncio.create_subprocess_exec(*command, env=env, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     try:
         async with asyncio.timeout(PATIENCE):
@@ -274,6 +274,7 @@ async def started(*arguments: str, **environment: str) -> AsyncIterator[Running]
             await process.communicate()
 
 
+FIXED = {"SIDECAR_UPSTREAM__API": "prompt-data"}  # nothing is looked for, so the first line is the start's
 ANYWHERE = ("--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")
 
 

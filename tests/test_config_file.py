@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.config_file import ConfigError, Problem, default_path, load, shown
 from sidecar.core.policy import Policy, Strategy
-from sidecar.core.units import BaseUrl, Choice, Either, Kind, ListenAddress, Quantity, Whole
+from sidecar.core.units import BaseUrl, Choice, Either, FilePath, Kind, ListenAddress, Names, Quantity, Whole
 from sidecar.settings import Address, LogLevel, PolicySettings, Settings, UpstreamSettings, contradictions, effective
 
 Write = Callable[[str | bytes], Path]
@@ -21,7 +21,8 @@ DURATION = "with its unit (ms, s, m, h, d)"
 DEADLINE = f"a duration from 10ms to 10m, {DURATION}"
 PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
-TOP = "listen, ops, upstream, deadline, retry, breaker, policy, render, cache, limits, log, metrics"
+TOP = "listen, ops, upstream, deadline, retry, breaker, policy, render, rollout, shadow, routes, "
+TOP += "proxy, cache, limits, log, metrics"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
 
@@ -241,7 +242,7 @@ MISTAKES = [
     ("breaker: {fail_max: 0}", "breaker.fail_max", "'0'", "a whole number from 1 to 1000"),
     ("log: {format: on}", "log.format", "'on'", "auto | json | console"),
     ("render: {autoescape: yes}", "render.autoescape", "'yes'", "auto | true | false"),
-    ("upstream: {api: passthrough}", "upstream.api", "'passthrough'", "auto | prompt-data"),
+    ("upstream: {api: first}", "upstream.api", "'first'", "auto | prompt-data | placeholders | passthrough"),
     ("retry: {budget: 20}", "retry.budget", "'20'", f"{PERCENT}; write a unit: 20%"),
     ("breaker: 5", "breaker", "'5'", "a mapping of fail_max, reset_timeout, success_threshold"),
     ("log: [info]", "log", "a list", "a mapping of level, format"),
@@ -465,6 +466,10 @@ def values(kind: Kind[Any]) -> st.SearchStrategy[Any]:
             found = st.none() | values(kind.kind)
         case ListenAddress():
             found = st.builds(Address, st.sampled_from(["127.0.0.1", "::1", "localhost"]), st.integers(0, 65535))
+        case Names():
+            found = st.frozensets(st.from_regex(r"[a-z_. é-]{0,9}[a-z]", fullmatch=True), max_size=3)
+        case FilePath():
+            found = st.sampled_from(["/etc/prompts.yaml", "a b/c", "./null"]).map(Path)
         case BaseUrl():
             found = st.sampled_from(["http://a", "https://[::1]:1/b", "http://a-b.c:65535"])
     return found
@@ -477,6 +482,8 @@ def any_of(section: Any) -> st.SearchStrategy[Any]:
             parts[each.name] = values(each.metadata["kind"])
         elif "each" in each.metadata:
             names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+            if each.name == "routes":
+                names = st.from_regex(r"/[a-z]{1,9}(/\{id\})?(/\*)?", fullmatch=True)
             parts[each.name] = st.dictionaries(names, any_of(each.metadata["each"]()), max_size=2)
         else:
             parts[each.name] = any_of(getattr(section, each.name))
@@ -496,6 +503,8 @@ def in_agreement(found: Settings) -> Settings:
         ops=replace(found.ops, listen=replace(found.ops.listen, port=0)),
         retry=replace(found.retry, max_backoff=60.0),
         policy=PolicySettings(default=right(found.policy.default), nodes=nodes),
+        routes={path: right(policy) for path, policy in found.routes.items()},
+        upstream=replace(found.upstream, templates_file=found.upstream.templates_file or Path("prompts.yaml")),
     )
 
 

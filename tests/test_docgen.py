@@ -24,7 +24,10 @@ def test_the_shipped_settings_file_holds_every_key_in_order() -> None:
     def shape(of: object) -> object:
         return [(key, shape(value)) for key, value in of.items()] if isinstance(of, dict) else None
 
-    assert shape(yaml.safe_load(config_file())) == shape(effective(Settings()))
+    written, known = yaml.safe_load(config_file()), effective(Settings())
+    assert written["routes"] == {path: {} for path in known["routes"]}  # each under the default policy
+    written["routes"] = known["routes"]
+    assert shape(written) == shape(known)
 
 
 def test_the_example_in_the_shipped_settings_file_can_be_put_to_use(tmp_path: Path) -> None:

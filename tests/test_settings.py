@@ -16,11 +16,15 @@ from sidecar.settings import (
     LogLevel,
     LogSettings,
     MetricsSettings,
+    OnUpstreamFailure,
     OpsSettings,
     PolicySettings,
+    ProxySettings,
     RenderSettings,
     RetrySettings,
+    RolloutSettings,
     Settings,
+    ShadowSettings,
     UpstreamApi,
     UpstreamSettings,
     contradictions,
@@ -34,10 +38,12 @@ KIB, MIB = 1024, 1024 * 1024
 def test_the_defaults_are_those_of_the_contract() -> None:
     assert Settings() == Settings(
         listen=Address("127.0.0.1", 8002),
-        ops=OpsSettings(listen=Address("127.0.0.1", 9102)),
+        ops=OpsSettings(listen=Address("127.0.0.1", 9102), admin_token_file=None),
         upstream=UpstreamSettings(
             url="http://prompt-config-service:8002",
             api=UpstreamApi.AUTO,
+            templates_file=None,
+            detect_interval=30.0,
             max_in_flight=64,
             max_response=2 * MIB,
             connect_timeout=0.5,
@@ -73,6 +79,14 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             max_iterations=100_000,
             max_time=0.1,
         ),
+        rollout=RolloutSettings(
+            percent=1.0, nodes=None, exclude=frozenset(), on_upstream_failure=OnUpstreamFailure.FAIL
+        ),
+        shadow=ShadowSettings(sample_rate=0.0, max_in_flight=4, max_mismatches=3, window=600.0),
+        routes=dict.fromkeys(
+            ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders"), Policy()
+        ),
+        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
         limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
@@ -117,7 +131,7 @@ def test_the_effective_settings_are_written_in_their_units() -> None:
         render=RenderSettings(autoescape=False),
     )
     written = effective(settings)
-    assert written["ops"] == {"listen": "[::]:9102"}
+    assert written["ops"] == {"listen": "[::]:9102", "admin_token_file": "null"}
     assert written["deadline"] == "4s"
     assert written["retry"]["budget"] == "20%"
     assert written["retry"]["attempts"] == 3

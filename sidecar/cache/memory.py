@@ -1,7 +1,7 @@
 """The memory tier: least-recently-used, bounded by entries and by bytes, each template counted once for all users."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from sys import getsizeof
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from aiocache.base import BaseCache
 from aiocache.serializers import NullSerializer
 
-from sidecar.core.model import Document, Entry, PromptKey
+from sidecar.core.model import Document, Entry, Kept, Key, StaticAnswer, UserSettings
 from sidecar.core.prompt import CompiledTemplate
 from sidecar.service.ports import Clock
 
@@ -24,19 +24,34 @@ The densest counts, because a bound must hold; a template is counted once, so it
 """
 
 
-def document_bytes(document: Document) -> int:
-    """Return about what a document takes in memory, its template aside; bytes.
+def kept_bytes(kept: Kept) -> int:
+    """Return about what an entry takes in memory, a template aside; bytes.
 
     Measured with 10,000 users: 0 to 25 % more than they take, the more the shorter their values are.
     """
-    mappings = sum(map(getsizeof, (document.settings, document.static, document.used, document.required)))
+    match kept:
+        case Document():
+            return ENTRY_OVERHEAD + _document_bytes(kept)
+        case UserSettings():
+            return ENTRY_OVERHEAD + _texts_bytes(kept.values)
+        case StaticAnswer():
+            return ENTRY_OVERHEAD + getsizeof(kept.body) + _texts_bytes(dict(kept.headers))
+    raise TypeError(f"{type(kept).__name__} has no known size")
+
+
+def _texts_bytes(texts: Mapping[str, str]) -> int:
+    return getsizeof(texts) + sum(map(getsizeof, texts)) + sum(map(getsizeof, texts.values()))
+
+
+def _document_bytes(document: Document) -> int:
+    mappings = sum(map(getsizeof, (document.static, document.used, document.required)))
     filled = document.static.filled
     if filled is not None:
         mappings += getsizeof(filled) + getsizeof(filled.pieces) + getsizeof(filled.holes) + 128 * len(filled.holes)
-    names = sum(map(getsizeof, document.settings)) + sum(map(getsizeof, document.required))
-    values = sum(map(getsizeof, document.settings.values()))
+    required = sum(map(getsizeof, document.required))
     escaped = sum(getsizeof(value) for name, value in document.static.items() if value is not document.settings[name])
-    return ENTRY_OVERHEAD + mappings + names + values + escaped + (getsizeof(document.etag) if document.etag else 0)
+    etag = getsizeof(document.etag) if document.etag else 0
+    return _texts_bytes(document.settings) + mappings + required + escaped + etag
 
 
 def template_bytes(template: CompiledTemplate) -> int:
@@ -44,13 +59,17 @@ def template_bytes(template: CompiledTemplate) -> int:
     return TEMPLATE_OVERHEAD + TEMPLATE_FACTOR * template.size
 
 
-def _as_is(key: PromptKey, namespace: str | None = None) -> PromptKey:  # noqa: ARG001 — aiocache passes it by name
+def _template_of(entry: Entry[Any]) -> CompiledTemplate | None:
+    return entry.document.template if isinstance(entry.document, Document) else None
+
+
+def _as_is(key: Key, namespace: str | None = None) -> Key:  # noqa: ARG001 — aiocache passes it by name
     return key
 
 
 @dataclass(slots=True)
 class _Slot:
-    entry: Entry
+    entry: Entry[Any]
     size: int
     expires_at: float | None
 
@@ -69,7 +88,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._clock = clock
-        self._slots: OrderedDict[tuple[int, str], _Slot] = OrderedDict()
+        self._slots: OrderedDict[Any, _Slot] = OrderedDict()
         self._template_uses: Counter[str] = Counter()
         self.bytes = 0
         self.hits = 0
@@ -79,7 +98,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     def __len__(self) -> int:
         return len(self._slots)
 
-    def peek(self, key: tuple[int, str]) -> Entry | None:
+    def peek(self, key: Any) -> Entry[Any] | None:
         """Return the key's entry, without an await."""
         slot = self._slots.get(key)
         if slot is None:
@@ -93,82 +112,84 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         self.hits += 1
         return slot.entry
 
-    def _keep(self, key: PromptKey, entry: Entry, ttl: float | None) -> bool:
-        document = entry.document
-        size = document_bytes(document)
-        if size + template_bytes(document.template) > self._max_bytes:
+    def _keep(self, key: Key, entry: Entry[Any], ttl: float | None) -> bool:
+        template = _template_of(entry)
+        size = kept_bytes(entry.document)
+        if size + (template_bytes(template) if template else 0) > self._max_bytes:
             self._remove(key)  # what it would have replaced is older, and must not outlive it
             self.evictions["too_large"] += 1
             return False
         self._remove(key)
         self._slots[key] = _Slot(entry, size, None if ttl is None else self._clock() + ttl)
         self.bytes += size
-        self._template_uses[document.template.digest] += 1
-        if self._template_uses[document.template.digest] == 1:
-            self.bytes += template_bytes(document.template)
+        if template is not None:
+            self._template_uses[template.digest] += 1
+            if self._template_uses[template.digest] == 1:
+                self.bytes += template_bytes(template)
         while len(self._slots) > self._max_entries:
             self._drop(next(iter(self._slots)), "entries")
         while self.bytes > self._max_bytes:
             self._drop(next(iter(self._slots)), "bytes")
         return True
 
-    def _drop(self, key: tuple[int, str], reason: str) -> None:
+    def _drop(self, key: Any, reason: str) -> None:
         self._remove(key)
         self.evictions[reason] += 1
 
-    def _remove(self, key: tuple[int, str]) -> int:
+    def _remove(self, key: Any) -> int:
         slot = self._slots.pop(key, None)
         if slot is None:
             return 0
-        template = slot.entry.document.template
         self.bytes -= slot.size
-        self._template_uses[template.digest] -= 1
-        if not self._template_uses[template.digest]:
-            del self._template_uses[template.digest]
-            self.bytes -= template_bytes(template)
+        template = _template_of(slot.entry)
+        if template is not None:
+            self._template_uses[template.digest] -= 1
+            if not self._template_uses[template.digest]:
+                del self._template_uses[template.digest]
+                self.bytes -= template_bytes(template)
         return 1
 
     # What follows is aiocache's side: BaseCache's public methods call these.
 
-    async def _get(self, key: PromptKey, **_: Any) -> Entry | None:
+    async def _get(self, key: Key, **_: Any) -> Entry[Any] | None:
         return self.peek(key)
 
-    async def _gets(self, key: PromptKey, **_: Any) -> Entry | None:
+    async def _gets(self, key: Key, **_: Any) -> Entry[Any] | None:
         return self.peek(key)
 
-    async def _multi_get(self, keys: Iterable[PromptKey], **_: Any) -> list[Entry | None]:
+    async def _multi_get(self, keys: Iterable[Key], **_: Any) -> list[Entry[Any] | None]:
         return [self.peek(key) for key in keys]
 
     async def _set(
-        self, key: PromptKey, value: Entry, ttl: float | None = None, _cas_token: Entry | None = None, **_: Any
+        self, key: Key, value: Entry[Any], ttl: float | None = None, _cas_token: Entry[Any] | None = None, **_: Any
     ) -> bool:
         if _cas_token is not None and _cas_token is not self.peek(key):
             return False
         return self._keep(key, value, ttl)
 
-    async def _multi_set(self, pairs: Iterable[tuple[PromptKey, Entry]], ttl: float | None = None, **_: Any) -> bool:
+    async def _multi_set(self, pairs: Iterable[tuple[Key, Entry[Any]]], ttl: float | None = None, **_: Any) -> bool:
         kept = [self._keep(key, value, ttl) for key, value in pairs]
         return all(kept)
 
-    async def _add(self, key: PromptKey, value: Entry, ttl: float | None = None, **_: Any) -> bool:
+    async def _add(self, key: Key, value: Entry[Any], ttl: float | None = None, **_: Any) -> bool:
         if self.peek(key) is not None:
             raise ValueError(f"Key {key} already exists, use .set to update the value")
         return self._keep(key, value, ttl)
 
-    async def _exists(self, key: PromptKey, **_: Any) -> bool:
+    async def _exists(self, key: Key, **_: Any) -> bool:
         return self.peek(key) is not None
 
-    async def _increment(self, key: PromptKey, delta: int, **_: Any) -> int:
+    async def _increment(self, key: Key, delta: int, **_: Any) -> int:
         raise TypeError(f"Entries are not numbers: {key} cannot be incremented by {delta}")
 
-    async def _expire(self, key: PromptKey, ttl: float | None, **_: Any) -> bool:
+    async def _expire(self, key: Key, ttl: float | None, **_: Any) -> bool:
         slot = self._slots.get(key)
         if slot is None or (slot.expires_at is not None and self._clock() > slot.expires_at):
             return False  # what is past its time does not come back
         slot.expires_at = self._clock() + ttl if ttl else None
         return True
 
-    async def _delete(self, key: PromptKey, **_: Any) -> int:
+    async def _delete(self, key: Key, **_: Any) -> int:
         return self._remove(key)
 
     async def _clear(self, namespace: str | None = None, **_: Any) -> bool:

@@ -21,6 +21,8 @@ class FailureKind(StrEnum):
     REFUSED = "refused"
     GARBAGE = "garbage"
     BAD_DOCUMENT = "bad_document"
+    NOT_ADMITTED = "not_admitted"
+    ENDPOINT_GONE = "endpoint_gone"
     CIRCUIT_OPEN = "circuit_open"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
@@ -108,12 +110,28 @@ FAILURE_TABLE: Mapping[FailureKind, FailureRule] = MappingProxyType(
             status=502,
         ),
         FailureKind.BAD_DOCUMENT: FailureRule(
-            "JSON of the wrong shape, an answer too large, a template that is empty or not admitted",
+            "JSON of the wrong shape, an answer too large, a template that is empty or does not compile",
             retry=False,
             verdict=Verdict.NEUTRAL,
             stale=True,
             evicts=False,
             status=502,
+        ),
+        FailureKind.NOT_ADMITTED: FailureRule(
+            "a template that the gate does not admit: the service is asked to render it itself",
+            retry=False,
+            verdict=Verdict.SUCCESS,
+            stale=True,
+            evicts=False,
+            status=502,
+        ),
+        FailureKind.ENDPOINT_GONE: FailureRule(
+            "404 or 405 for the endpoint itself: the service was rolled back, or something else answers in its place",
+            retry=False,
+            verdict=Verdict.NEUTRAL,
+            stale=True,
+            evicts=False,
+            status=503,
         ),
         FailureKind.CIRCUIT_OPEN: FailureRule(
             "the circuit is open: the upstream was not asked",
@@ -141,6 +159,9 @@ FAILURE_TABLE: Mapping[FailureKind, FailureRule] = MappingProxyType(
         ),
     }
 )
+
+DIVERTING = frozenset({FailureKind.NOT_ADMITTED, FailureKind.ENDPOINT_GONE})
+"""Failures of one way to a prompt while another may be open; only if that fails too may stale data stand in."""
 
 GONE_STATUSES = frozenset({400, 404, 410, 422})
 """Client errors that say "there is no such prompt", and so contradict a kept one (contract §4 promise 7)."""
@@ -198,7 +219,8 @@ class PromptError(Exception):
 
     `status`: HTTP status; `detail`: a sentence for people; `retry_after`: seconds or None; `missing`: the names of the
     placeholders that were not given; `answer`: what to pass on unchanged, instead of a problem; `provenance`: what was
-    asked on the way; `reason`: one of a closed set, for logs and metrics.
+    asked on the way; `reason`: one of a closed set, for logs and metrics; `upstream_answer`: what the upstream said
+    that was no answer, for those to whom even that is to be passed on.
     """
 
     def __init__(
@@ -210,6 +232,7 @@ class PromptError(Exception):
         retry_after: float | None = None,
         missing: tuple[str, ...] = (),
         answer: Answer | None = None,
+        upstream_answer: Answer | None = None,
         provenance: Provenance = Provenance(),  # noqa: B008 — a frozen value
     ) -> None:
         super().__init__(detail)
@@ -219,4 +242,5 @@ class PromptError(Exception):
         self.retry_after = retry_after
         self.missing = missing
         self.answer = answer
+        self.upstream_answer = upstream_answer
         self.provenance = provenance

@@ -1,7 +1,7 @@
 """What happened, as telemetry is told it: never content, settings or the user (contract §4 promise 1).
 
-`node` is everywhere a node that the upstream confirmed, or None; every other string is one of a closed set, but for
-`FetchFailed.detail`, which names lines and constructs of a template.
+`node` is everywhere a node that the upstream confirmed, or None; every other string is one of a closed set, but for the
+`detail` of a template (its lines and constructs), what is wrong with a file, and the start of a template's digest.
 """
 
 from enum import StrEnum
@@ -73,12 +73,76 @@ class FetchFailed(NamedTuple):
     node: str | None
     kind: FailureKind
     detail: str
+    endpoint: str = "prompt-data"
 
 
 class Evicted(NamedTuple):
     """The upstream contradicted an entry."""
 
     node: str | None
+
+
+class Written(NamedTuple):
+    """A change of settings passed through, so what was kept of them holds no more; `result`: answered or lost."""
+
+    result: str
+
+
+class GenerationChanged(NamedTuple):
+    """Another generation of the config service is in use from now on."""
+
+    to: str
+    before: str | None
+    configured: bool = False
+    """The settings say so: no news to whoever wrote them."""
+
+
+class NotAdmitted(NamedTuple):
+    """A template is left to the service's own rendering, because the gate does not admit it."""
+
+    node: str
+    detail: str
+
+
+class TemplatesLoaded(NamedTuple):
+    """The template file was read; `error` names what is wrong with it, and then the old templates stay."""
+
+    nodes: int
+    error: str | None
+
+
+class ParityChecked(NamedTuple):
+    """The service's own answer was compared with ours.
+
+    `result`: match, mismatch, outdated (ours was right when it was fetched), failed or skipped; what differs is told by
+    place and lengths, never by content.
+    """
+
+    node: str | None
+    result: str
+    template: str | None = None
+    part: str | None = None
+    position: int = 0
+    our_length: int = 0
+    their_length: int = 0
+
+
+class RolledBack(NamedTuple):
+    """A node went back to the service's own rendering, or (`back` False) was taken from there again."""
+
+    node: str
+    back: bool
+    reason: str
+
+
+class Reloaded(NamedTuple):
+    """The settings were read again; `at`: Unix time in seconds."""
+
+    at: float
+    problems: tuple[str, ...]
+    """Why they were not taken; nothing, if they were."""
+    restart: tuple[str, ...]
+    """The sections whose change waits for a restart."""
 
 
 class RenderedEmpty(NamedTuple):
@@ -93,6 +157,18 @@ class NotRendered(NamedTuple):
 
     node: str | None
     reason: str
+
+
+class Proxied(NamedTuple):
+    """A request passed through, or was meant to; never its path, which holds user ids.
+
+    `method`: a known one or `other`; `result`: 2xx to 5xx as the upstream answered, a `FailureKind`, refused, overload,
+    client_gone (or a shutdown that waits no longer), client_timeout or crashed.
+    """
+
+    method: str
+    result: str
+    seconds: float
 
 
 class Crashed(NamedTuple):
@@ -111,7 +187,15 @@ Event = (
     | BreakerChanged
     | FetchFailed
     | Evicted
+    | Written
+    | GenerationChanged
+    | NotAdmitted
+    | TemplatesLoaded
+    | ParityChecked
+    | RolledBack
+    | Reloaded
     | RenderedEmpty
     | NotRendered
+    | Proxied
     | Crashed
 )

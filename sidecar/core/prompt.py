@@ -79,6 +79,7 @@ class CompiledTemplate:
 
     digest: str
     """SHA-256 in hexadecimal of source, options and profile."""
+    source: str = field(repr=False)
     size: int
     """Bytes of the source in UTF-8."""
     options: RenderOptions
@@ -137,13 +138,14 @@ def compile_template(
             body = Metered(tree, environment, limits, clock)
     except jinja2.TemplateSyntaxError as error:
         message = " ".join(str(error.message).split())[:_LONGEST_MESSAGE]
-        raise TemplateRejected("the syntax", message, error.lineno) from None
+        raise TemplateRejected("the syntax", message, error.lineno, is_broken=True) from None
     except TemplateRejected:
         raise
     except Exception as error:  # noqa: BLE001 - RecursionError, MemoryError, ValueError: compilers have many
-        raise TemplateRejected("the template", f"compiling it ends in {type(error).__name__}") from None
+        message = f"compiling it ends in {type(error).__name__}"
+        raise TemplateRejected("the template", message, is_broken=True) from None
     digest = hashlib.sha256(json.dumps([asdict(options), profile]).encode() + b"\0" + encoded).hexdigest()
-    return CompiledTemplate(digest, len(encoded), options, body.names, reads, body)
+    return CompiledTemplate(digest, source, len(encoded), options, body.names, reads, body)
 
 
 def _parsed(source: str, environment: Sandbox) -> nodes.Template:
@@ -160,7 +162,8 @@ def _encoded(source: str, limit: int) -> bytes:
         encoded = source.encode()
     except UnicodeEncodeError as error:
         line = source.count("\n", 0, error.start) + 1
-        raise TemplateRejected("a lone surrogate", "the template must be text that UTF-8 can hold", line) from None
+        message = "the template must be text that UTF-8 can hold"
+        raise TemplateRejected("a lone surrogate", message, line, is_broken=True) from None
     if len(encoded) > limit:
         raise too_large
     return encoded

@@ -27,10 +27,14 @@ _LONGEST_NAME = 60  # characters of a name that a message repeats
 
 
 class TemplateRejected(Exception):
-    """Say which construct of a template is refused, where, and what is allowed; its text is never quoted."""
+    """Say which construct of a template is refused, where, and what is allowed; its text is never quoted.
 
-    def __init__(self, construct: str, reason: str, line: int | None = None) -> None:
+    `is_broken`: nobody could render it, while of a construct that is refused somebody else might make something.
+    """
+
+    def __init__(self, construct: str, reason: str, line: int | None = None, *, is_broken: bool = False) -> None:
         self.construct = construct
+        self.is_broken = is_broken
         self.reason = reason
         self.line = line
         super().__init__(f"{'' if line is None else f'line {line}: '}{construct} is refused: {reason}")

@@ -5,12 +5,14 @@ is read by one rule wherever it stands, and YAML's own guesses (`on`, `1:30`, `n
 """
 
 import ipaddress
+import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -60,12 +62,14 @@ class Quantity(Kind[N]):
     base: str  # the unit for what is whole in no other one
     minimum: Decimal
     maximum: Decimal
+    bare: bool = False  # whether a whole number stands for so many of the base; 0.5 might mean a half of all
 
     @property
     def allowed(self) -> str:
         """Name the bounds and the units."""
         bounds = f"from {self._text(self.minimum)} to {self._text(self.maximum)}"
-        return f"{self.noun} {bounds}, with its unit ({', '.join(self.units)})"
+        bare = " or as a whole number" if self.bare else ""
+        return f"{self.noun} {bounds}, with its unit ({', '.join(self.units)}){bare}"
 
     def parse(self, text: str) -> N:
         """Read a number and a unit; a bare 0 needs none."""
@@ -73,7 +77,7 @@ class Quantity(Kind[N]):
         if found is None:
             raise ValueError(self.allowed)
         number, unit = Decimal(found[1]), found[2]
-        if not unit and number:
+        if not unit and number and not (self.bare and text.isdigit()):
             meant = " or ".join(f"{text}{unit}" for unit in list(self.units)[:2])
             raise ValueError(f"{self.allowed}; write a unit: {meant}")
         scale = self.units.get(unit or self.base)
@@ -110,17 +114,23 @@ def size(at_least: str, at_most: str) -> Kind[int]:
     return _quantity("a size", int, _SIZES, "B", (at_least, at_most))
 
 
-def percent(at_least: str = "0%", at_most: str = "100%") -> Kind[float]:
-    """Return the kind of a fraction, written like `20%`."""
-    return _quantity("a percentage", float, {"%": Decimal("0.01")}, "%", (at_least, at_most))
+def percent(at_least: str = "0%", at_most: str = "100%", *, bare: bool = False) -> Kind[float]:
+    """Return the kind of a fraction, written like `20%`; where `bare`, also like `20`."""
+    return _quantity("a percentage", float, {"%": Decimal("0.01")}, "%", (at_least, at_most), bare=bare)
 
 
 def _quantity(
-    noun: str, number: type[N], units: Mapping[str, Decimal], base: str, bounds: tuple[str, str]
+    noun: str,
+    number: type[N],
+    units: Mapping[str, Decimal],
+    base: str,
+    bounds: tuple[str, str],
+    *,
+    bare: bool = False,
 ) -> Quantity[N]:
     free = Quantity(noun, number, units, base, Decimal(0), Decimal("Infinity"))
     low, high = (Decimal(repr(free.parse(bound))) for bound in bounds)
-    return Quantity(noun, number, units, base, low, high)
+    return Quantity(noun, number, units, base, low, high, bare)
 
 
 @dataclass(frozen=True)
@@ -209,6 +219,73 @@ class Either(Kind[T | None], Generic[T]):
     def format(self, value: T | None) -> str:
         """Write None as the word."""
         return self.word if value is None else self.kind.format(value)
+
+
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
+_NEXT_NAME = re.compile(r"""(?:\s*(?P<quoted>"(?:[^"\\]|\\.)*")\s*|(?P<plain>[^",\[\]]*))(?P<end>,|\Z)""")
+
+
+class Names(Kind[frozenset[str]]):
+    """A set of names."""
+
+    allowed = "a list of names such as [a, b]"
+
+    def parse(self, text: str) -> frozenset[str]:
+        """Read `[a, b]`, or `a, b` as one writes it in a variable; what is no plain name stands in double quotes."""
+        text = text.strip()
+        if text.startswith("[") and text.endswith("]"):
+            text = text[1:-1].strip()
+            if not text:
+                return frozenset()
+        names = frozenset(self._read(text))
+        if not all(name and name.isprintable() for name in names):
+            raise ValueError(self.allowed)
+        if any("*" in name for name in names):
+            raise ValueError(f"{self.allowed}; each is a whole name, * stands for none")
+        return names
+
+    def format(self, value: frozenset[str]) -> str:
+        """Write the names in the order of the alphabet."""
+        return listed(sorted(value))
+
+    def _read(self, text: str) -> Iterator[str]:
+        found = _NEXT_NAME.match(text)
+        while found is not None:
+            yield _unquoted(found["quoted"]) if found["quoted"] else found["plain"].strip()
+            if not found["end"]:
+                return
+            found = _NEXT_NAME.match(text, found.end())
+        raise ValueError(self.allowed)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names as one text that `Names` reads, and YAML too: `[a, "b, c"]`."""
+    quoted = (name if _PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names)
+    return f"[{', '.join(quoted)}]"
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return ""  # which is no name
+
+
+class FilePath(Kind[Path]):
+    """The path of a file; whether there is one is for its reader to say."""
+
+    allowed = "a file path"
+
+    def parse(self, text: str) -> Path:
+        """Read a path as it stands: `~` is expanded nowhere, and alone it is YAML's null and no file."""
+        if not text.strip() or text == "~" or not text.isprintable():
+            raise ValueError(self.allowed)
+        return Path(text)
+
+    def format(self, value: Path) -> str:
+        """Write the path; with a slash, so that it is taken for no word and no option."""
+        text = str(value)
+        return text if "/" in text else f"./{text}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,23 @@
 """`POST /api/v1/generate-prompt`, exactly as the first generation answers it (contract §3)."""
 
+from collections.abc import Callable
+
 from aiohttp import web
 
 from sidecar.core.cache_status import Provenance
 from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import PromptError
 from sidecar.core.events import Outcome, RequestOutcome
+from sidecar.core.today import UNREADABLE_BODY
 from sidecar.server.body import BodyError, read_body
-from sidecar.server.requests import BadRequestError, is_json, parse_cache_control, parse_prompt_request
+from sidecar.server.requests import (
+    BadRequestError,
+    PromptRequest,
+    UnreadableBodyError,
+    is_json,
+    parse_cache_control,
+    parse_prompt_request,
+)
 from sidecar.server.responses import PromptResponse, error_response
 from sidecar.service.ports import Clock, Observer
 from sidecar.service.prompts import PromptManager
@@ -15,33 +25,63 @@ from sidecar.service.prompts import PromptManager
 PATH = "/api/v1/generate-prompt"
 
 
-class GeneratePrompt:
-    """Read a request, have it answered, say how."""
+class Reader:
+    """Read a request for a prompt or its parts, and refuse what is none."""
 
     def __init__(
-        self, manager: PromptManager, *, observer: Observer, clock: Clock, max_body: int, deadline: float
+        self, *, observer: Observer, clock: Clock, max_body: int, deadline: float, as_today: Callable[[], bool]
     ) -> None:
-        self._manager = manager
+        """`as_today`: whether a body of another type, or none that is text, is refused as today's service does it."""
         self._observe = observer
         self._clock = clock
         self._max_body = max_body
         self._deadline = deadline
+        self._as_today = as_today
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request, inside the deadline that begins here."""
-        began_at = self._clock()
+    async def read(self, request: web.BaseRequest, began_at: float) -> PromptRequest | web.Response:
+        """Return what is asked, or the refusal."""
         headers = request.headers
         try:
             content_type = headers.get("Content-Type")
             if (content_type != "application/json" and not is_json(content_type)) or "Content-Encoding" in headers:
+                status = 422 if self._as_today() and "Content-Encoding" not in headers else 415
                 raise BodyError(
-                    415, "The body must be JSON (Content-Type: application/json), without Content-Encoding."
+                    status, "The body must be JSON (Content-Type: application/json), without Content-Encoding."
                 )
             body = await read_body(request, max_bytes=self._max_body, timeout_seconds=self._deadline)
-            asked = parse_prompt_request(body)
-        except (BodyError, BadRequestError) as error:
-            return self._refuse(error, began_at)
-        cache_control = headers.get("Cache-Control")
+            return parse_prompt_request(body)
+        except BodyError as error:
+            response = self._refuse(error.status, str(error), "body", began_at)
+            response.force_close()  # the rest of the body is not read
+            return response
+        except UnreadableBodyError as error:
+            if self._as_today():
+                return self._refuse(400, UNREADABLE_BODY, "schema", began_at)
+            return self._refuse(422, f"The request breaks the schema: {error}.", "schema", began_at)
+        except BadRequestError as error:
+            return self._refuse(422, f"The request breaks the schema: {error}.", "schema", began_at)
+
+    def _refuse(self, status: int, detail: str, reason: str, began_at: float) -> web.Response:
+        seconds = self._clock() - began_at
+        self._observe(RequestOutcome(None, Outcome.ERROR, seconds, 0.0, None, reason, status))
+        return error_response(PromptError(status, detail, reason=reason, provenance=Provenance(detail="request")))
+
+
+class GeneratePrompt:
+    """Read a request, have it answered, say how."""
+
+    def __init__(self, manager: PromptManager, reader: Reader, *, clock: Clock) -> None:
+        self._manager = manager
+        self._reader = reader
+        self._clock = clock
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, inside the deadline that begins here."""
+        began_at = self._clock()
+        asked = await self._reader.read(request, began_at)
+        if isinstance(asked, web.Response):
+            return asked
+        cache_control = request.headers.get("Cache-Control")
         try:
             rendered = await self._manager.get_rendered_prompt(
                 asked.user_id,
@@ -53,15 +93,3 @@ class GeneratePrompt:
         except PromptError as error:
             return error_response(error)
         return PromptResponse(rendered)
-
-    def _refuse(self, error: BodyError | BadRequestError, began_at: float) -> web.Response:
-        if isinstance(error, BodyError):
-            status, detail, reason = error.status, str(error), "body"
-        else:
-            status, detail, reason = 422, f"The request breaks the schema: {error}.", "schema"
-        seconds = self._clock() - began_at
-        self._observe(RequestOutcome(None, Outcome.ERROR, seconds, 0.0, None, reason, status))
-        response = error_response(PromptError(status, detail, reason=reason, provenance=Provenance(detail="request")))
-        if isinstance(error, BodyError):
-            response.force_close()  # the rest of the body is not read
-        return response

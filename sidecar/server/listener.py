@@ -73,10 +73,11 @@ class _Server(web.Server):
 
 
 class Routes:
-    """One handler a path and method; anything else is a problem."""
+    """One handler a path and method; anything else goes elsewhere, or is a problem."""
 
-    def __init__(self, table: Mapping[tuple[str, str], Handler]) -> None:
+    def __init__(self, table: Mapping[tuple[str, str], Handler], elsewhere: Handler | None = None) -> None:
         self._table = dict(table)
+        self._elsewhere = elsewhere
         self._methods: dict[str, list[str]] = {}
         for method, path in self._table:
             self._methods.setdefault(path, []).append(method)
@@ -86,13 +87,24 @@ class Routes:
         method, target = request.method, request.raw_path
         handler = self._table.get((method, target))
         if handler is None:
-            path = request.rel_url.raw_path  # without the query, and without the host of an absolute form
+            # Only the query is left out: a path spelt in another way is another path, for the upstream to judge.
+            path = _without_query(target)
             handler = self._table.get((method, path))
             if handler is None:
+                if self._elsewhere is not None:
+                    return await self._elsewhere(request)
                 if allowed := self._methods.get(path):
                     return problem(405, f"{path} takes {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
                 return problem(404, "There is nothing at this path.")
         return await handler(request)
+
+
+def _without_query(target: str) -> str:
+    """Return the path of a request target, which may be in absolute form (RFC 9112 §3.2.2)."""
+    if not target.startswith("/"):
+        scheme, found, rest = target.partition("://")
+        target = "/" + rest.partition("/")[2] if found and scheme.lower() in {"http", "https"} else target
+    return target.partition("?")[0]
 
 
 def make_server(
@@ -107,6 +119,7 @@ def make_server(
         max_field_size=max_header,
         max_headers=max_headers,
         lingering_time=LINGER_SECONDS,  # aiohttp's 10 s would be more than twice the deadline
+        handler_cancellation=True,  # what is passed on for a client ends when it goes
         auto_decompress=False,  # a body that claims an encoding is refused, never inflated
         **options,
     )

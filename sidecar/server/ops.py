@@ -1,18 +1,27 @@
-"""The ops listener: liveness, readiness, metrics (contract §5)."""
+"""The ops listener: liveness, readiness, metrics, status (contract §5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import msgspec
 from aiohttp import web
 
-from sidecar.server.listener import Routes
+from sidecar.server.listener import Handler, Routes
 from sidecar.server.responses import problem
 
 
-def ops_routes(*, ready: Callable[[], bool], metrics: Callable[[str | None], tuple[bytes, str]]) -> Routes:
+def ops_routes(
+    *,
+    ready: Callable[[], bool],
+    metrics: Callable[[str | None], tuple[bytes, str]],
+    status: Callable[[], dict[str, Any]] = dict,
+    admin: Mapping[tuple[str, str], Handler] | None = None,
+) -> Routes:
     """Return the ops listener's routes.
 
-    `metrics`: the Accept header → body and content type. Liveness says only that the process answers; readiness that
-    requests can be served, whatever the upstream does: an outage is what we are here for.
+    `metrics`: the Accept header → body and content type; `status`: what `/status` says; `admin`: further calls.
+    Liveness says only that the process answers; readiness that requests can be served, whatever the upstream does: an
+    outage is what we are here for.
     """
 
     async def livez(_: web.BaseRequest) -> web.Response:
@@ -25,10 +34,14 @@ def ops_routes(*, ready: Callable[[], bool], metrics: Callable[[str | None], tup
         body, content_type = metrics(request.headers.get("Accept"))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    return Routes(
-        {
-            (method, path): handler
-            for path, handler in (("/livez", livez), ("/readyz", readyz), ("/metrics", scrape))
-            for method in ("GET", "HEAD")
-        }
-    )
+    async def show(_: web.BaseRequest) -> web.Response:
+        body = msgspec.json.format(msgspec.json.encode(status()), indent=2) + b"\n"
+        return web.Response(body=body, content_type="application/json")
+
+    table: dict[tuple[str, str], Handler] = dict(admin or {})
+    table |= {
+        (method, path): handler
+        for path, handler in (("/livez", livez), ("/readyz", readyz), ("/metrics", scrape), ("/status", show))
+        for method in ("GET", "HEAD")
+    }
+    return Routes(table)

@@ -21,6 +21,10 @@ class BadRequestError(Exception):
         self.problems = problems
 
 
+class UnreadableBodyError(Exception):
+    """The body cannot be read at all; today's service has a status and a wording of its own for it."""
+
+
 class PromptRequest(msgspec.Struct):
     """`{"user_id": int > 0, "node_name": str, "context": {str: any}}` (contract §2)."""
 
@@ -33,7 +37,7 @@ _decoder = msgspec.json.Decoder(PromptRequest)
 
 
 def parse_prompt_request(body: bytes) -> PromptRequest:
-    """Read a body; raises `BadRequestError`."""
+    """Read a body; raises `BadRequestError`, `UnreadableBodyError`."""
     try:
         request = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -57,6 +61,8 @@ def _parse_leniently(body: bytes) -> PromptRequest:
     user_id = _user_id(value, problems)
     node_name = _node_name(value, problems)
     context = value.get("context", {})
+    if isinstance(context, dict):
+        context = {_readable(name): each for name, each in context.items()}
     if not isinstance(context, dict):
         problems.append("context must be an object")
     elif not _encodable(context):
@@ -66,16 +72,22 @@ def _parse_leniently(body: bytes) -> PromptRequest:
     return PromptRequest(user_id, node_name, context)
 
 
+def _readable(name: str) -> str:
+    """Return a name as the config service answers with it: each byte of a lone surrogate as U+FFFD (recorded)."""
+    return name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 def _load(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except UnicodeDecodeError:
-        raise BadRequestError("the body is not valid UTF-8, UTF-16 or UTF-32") from None
     except RecursionError:
         raise BadRequestError("the body is nested too deeply") from None
-    except ValueError as error:
-        where = f" at position {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BadRequestError(f"the body is not JSON{where}") from None
+    except json.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON at position {error.pos}") from None
+    except UnicodeDecodeError:
+        raise UnreadableBodyError("the body is not valid UTF-8, UTF-16 or UTF-32") from None
+    except ValueError:
+        raise UnreadableBodyError("the body is not JSON that can be read: a number has too many digits") from None
 
 
 def _node_name(value: Mapping[str, Any], problems: list[str]) -> str:

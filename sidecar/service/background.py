@@ -15,6 +15,7 @@ class Background:
 
     def __init__(self, observer: Observer) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._endless: set[asyncio.Task[None]] = set()
         self._observe = observer
 
     def __len__(self) -> int:
@@ -27,13 +28,23 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
+    def keep(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Start a task that has no end of its own: it is cancelled when the drain begins."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._endless.add(task)
+        task.add_done_callback(self._ended)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._endless.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._observe(Crashed(task.get_name(), error))
 
     async def drain(self, timeout_seconds: float) -> None:
         """Let what runs end in its own time, then cancel what is left, and wait for that too."""
+        for task in self._endless:
+            task.cancel()
+        await asyncio.gather(*self._endless, return_exceptions=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_seconds)
         for task in self._tasks:

@@ -1,20 +1,29 @@
 """What the service needs from the outside; adapters implement it, tests fake it."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+from sidecar.core.errors import Answer
 from sidecar.core.events import Event
-from sidecar.core.model import Document, Entry, PromptKey
+from sidecar.core.model import Entry, Kept, Key
+from sidecar.core.prompt import CompiledTemplate
 
 Clock = Callable[[], float]
 """Monotonic seconds."""
 
+Observer = Callable[[Event], None]
+"""Who listens to what happens: metrics, logs, traces."""
 
-class Confirmed(Protocol):
+K_contra = TypeVar("K_contra", bound=Key, contravariant=True)
+V = TypeVar("V", bound=Kept)
+V_co = TypeVar("V_co", bound=Kept, covariant=True)
+
+
+class Confirmed(Protocol[V_co]):
     """What a fetch brings; see `upstream.guarded`."""
 
     @property
-    def document(self) -> Document:
+    def document(self) -> V_co:
         """The document, new or (after a 304) the known one."""
         ...
 
@@ -24,10 +33,15 @@ class Confirmed(Protocol):
         ...
 
 
-class PromptSource(Protocol):
-    """Where documents come from: the upstream, guarded."""
+class Source(Protocol[K_contra, V]):
+    """Where documents of one kind come from: the upstream, guarded."""
 
-    async def fetch(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmed:
+    @property
+    def endpoint(self) -> str:
+        """Its name in telemetry."""
+        ...
+
+    async def fetch(self, key: K_contra, known: V | None, deadline_at: float) -> Confirmed[V]:
         """Bring the key's document, before `deadline_at`; `known` is what may be revalidated.
 
         Raises `UpstreamFailure`.
@@ -39,21 +53,53 @@ class PromptSource(Protocol):
         ...
 
 
-class PromptCache(Protocol):
+class Cache(Protocol):
     """Where entries are kept. `peek` is the hot path's only stop: it answers at once, without an await."""
 
-    def peek(self, key: tuple[int, str]) -> Entry | None:
+    def peek(self, key: Any) -> Any:
         """Return what is at hand without waiting; a plain tuple will do for a key, as it is the same to a mapping."""
         ...
 
-    async def set(self, key: PromptKey, entry: Entry, ttl: float) -> object:
+    async def set(self, key: Key, entry: Entry[Any], ttl: float) -> object:
         """Keep an entry for at most `ttl` seconds."""
         ...
 
-    async def delete(self, key: PromptKey) -> object:
+    async def delete(self, key: Key) -> object:
         """Forget an entry."""
         ...
 
 
-Observer = Callable[[Event], None]
-"""Who listens to what happens: metrics, logs, traces."""
+class Generated(NamedTuple):
+    """A prompt that the config service rendered."""
+
+    prompt: str
+    used_placeholders: dict[str, str]
+
+
+class PromptService(Protocol):
+    """What the service itself says, guarded; nothing of it is kept (contract §2, `passthrough`)."""
+
+    async def generate(
+        self, user_id: int, node_name: str, context: Mapping[str, Any], deadline_at: float, *, shadow: bool = False
+    ) -> Generated:
+        """Have the service render, before `deadline_at`; raises `UpstreamFailure`.
+
+        `shadow`: nobody waits for it, so it is tried once and says nothing of the upstream's health.
+        """
+        ...
+
+    async def prompt_data(self, user_id: int, node_name: str, deadline_at: float) -> Answer:
+        """Bring a node's static parts as they are, whatever we think of them; raises `UpstreamFailure`."""
+        ...
+
+    def has_room(self) -> bool:
+        """Return whether a call that nobody waits for may go out: the circuit is closed and the bulkhead half empty."""
+        ...
+
+
+class TemplateSet(Protocol):
+    """The templates of today's service, read from its file."""
+
+    def find(self, node_name: str) -> CompiledTemplate | None:
+        """Return a node's template, None where there is none; raises `UpstreamFailure` (not_admitted)."""
+        ...

@@ -1,81 +1,58 @@
-"""PromptManager: look up, decide, serve or fetch, render. One request's path, and the library's public face."""
+"""PromptManager: one request's path through rollout, generation, policy and rendering; the library's public face."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 from sidecar.core.cache_status import Forward, Provenance
-from sidecar.core.decision import NO_DIRECTIVES, Action, Directives, after_failure, decide
-from sidecar.core.errors import FailureKind, PromptError, UpstreamFailure
-from sidecar.core.events import Coalesced, Evicted, FetchFailed, Outcome, RequestOutcome
-from sidecar.core.freshness import State, Windows, state_of, strategy_for, windows
-from sidecar.core.model import Entry, PromptKey, Rendered, hollowed, may_replace
-from sidecar.core.policy import Policy, Strategy
+from sidecar.core.decision import NO_DIRECTIVES, Directives
+from sidecar.core.errors import Answer, FailureKind, PromptError, UpstreamFailure
+from sidecar.core.events import NotAdmitted, Outcome, RequestOutcome
+from sidecar.core.model import Document, Entry, Rendered
+from sidecar.core.policy import Policy
 from sidecar.core.retry import Rng
+from sidecar.core.rollout import RolloutRule, includes
 from sidecar.service.background import Background
-from sidecar.service.ports import Clock, Observer, PromptCache, PromptSource
+from sidecar.service.detection import Selection
+from sidecar.service.generations import Documents, Generation, Ready, Wanted
+from sidecar.service.ports import Cache, Clock, Generated, Observer, PromptService
 from sidecar.service.rendering import ConfirmedNodes, Renderer
-from sidecar.service.single_flight import Joined, SingleFlight, wait
+from sidecar.service.resources import Diverted, Terms, unavailable
+from sidecar.service.shadow import Answered, Shadow, ShadowRule
+from sidecar.service.writes import Writes
 
-ANSWER_MARGIN = 0.1
-"""Seconds before the deadline (a tenth of it at most) at which a fetch gives up, so that the answer leaves in time."""
-
-
-class View(NamedTuple):
-    """An entry as it looks at one instant, under its node's policy."""
-
-    strategy: Strategy
-    state: State
-    age: float
-    windows: Windows
-
-    @property
-    def staleness(self) -> float:
-        """Seconds since freshness ended; negative while fresh."""
-        return self.age - self.windows.fresh_for
-
-
-_NOTHING = Windows(0.0, 0.0, 0.0)
-
-
-def look(entry: Entry | None, policy: Policy, now: float) -> View:
-    """Return how an entry looks at `now`."""
-    if entry is None:
-        return View(strategy_for(policy, None), State.ABSENT, 0.0, _NOTHING)
-    stated = entry.document.stated_ttl
-    w = windows(policy, stated, entry.spread)
-    age = now - entry.confirmed_at
-    return View(strategy_for(policy, stated), state_of(age, w), age, w)
+NOT_ADMITTED_SECONDS = 60.0
+"""How long a node whose template is not admitted goes to the service without being looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
-    """What a fetch brought: an entry, and whether it was kept."""
+class Rules:
+    """What a reload may change; a request keeps those that it began with."""
 
-    entry: Entry
-    stored: bool
+    policy_for: Callable[[str], Policy]
+    deadline: float
+    rollout: RolloutRule
+    local_on_failure: bool
+    """Whether a request outside the rollout is answered from here when the service does not answer it."""
+    shadow: ShadowRule
 
 
 class Call(NamedTuple):
     """One request while it is being answered."""
 
-    key: PromptKey
-    context: Mapping[str, Any]
-    directives: Directives
-    policy: Policy
-    began_at: float
-    deadline: float
+    wanted: Wanted
+    terms: Terms
+    rules: Rules
 
     @property
-    def margin(self) -> float:
-        """Seconds kept back from the deadline for rendering and writing."""
-        return min(ANSWER_MARGIN, self.deadline / 10)
+    def node(self) -> str:
+        """The node that is asked for."""
+        return self.wanted.node_name
 
     @property
-    def deadline_at(self) -> float:
-        """The instant at which a fetch for this request must have ended."""
-        return self.began_at + self.deadline - self.margin
+    def context(self) -> Mapping[str, Any]:
+        """The request's own content."""
+        return self.wanted.context or {}
 
 
 class PromptManager:
@@ -84,26 +61,64 @@ class PromptManager:
     def __init__(
         self,
         *,
-        source: PromptSource,
-        cache: PromptCache,
-        policy_for: Callable[[str], Policy],
-        deadline: float,
+        selection: Selection,
+        documents: Mapping[Generation, Documents],
+        service: PromptService,
+        cache: Cache,
+        writes: Writes,
+        nodes: ConfirmedNodes,
+        shadow: Shadow,
+        rules: Rules,
         clock: Clock,
         rng: Rng,
         background: Background,
         observer: Observer,
         max_nodes: int,
     ) -> None:
-        self._source = source
+        self._selection = selection
+        self._documents = documents
+        self._service = service
         self._cache = cache
-        self._policy_for = policy_for
-        self._deadline = deadline
+        self._writes = writes
         self._clock = clock
         self._rng = rng
+        self._background = background
         self._observe = observer
-        self._flights: SingleFlight[PromptKey, Landed | UpstreamFailure] = SingleFlight(background, clock)
-        self._nodes = ConfirmedNodes(max_nodes)
-        self._renderer = Renderer(clock=clock, observer=observer, nodes=self._nodes)
+        self._nodes = nodes
+        self._shadow = shadow
+        self._max_nodes = max_nodes
+        self._renderer = Renderer(clock=clock, observer=observer, nodes=nodes)
+        self._not_admitted: dict[str, tuple[float, str]] = {}
+        self._rules = rules
+        self._straight = False
+        selection.on_change(self._look_again)
+        shadow.changed = self._look_again
+        self._look_again()
+
+    @property
+    def rules(self) -> Rules:
+        """What is in force for the requests that begin now."""
+        return self._rules
+
+    def adopt(self, rules: Rules) -> None:
+        """Put other rules in force, for the requests that begin from now on."""
+        self._rules = rules
+        self._look_again()
+
+    @property
+    def not_admitted(self) -> Mapping[str, str]:
+        """The nodes that are left to the service because their template is not admitted, with the reason."""
+        now = self._clock()
+        return {node: detail for node, (until, detail) in self._not_admitted.items() if until > now}
+
+    def _look_again(self) -> None:
+        """Note whether a request may be answered from the cache without a look at anything else: most may."""
+        self._straight = (
+            self._selection.current is Generation.PROMPT_DATA
+            and self._rules.rollout.everyone
+            and not self._shadow.set_aside
+            and self._rules.shadow.sample_rate <= 0
+        )
 
     async def get_rendered_prompt(
         self,
@@ -122,205 +137,205 @@ class PromptManager:
         now = self._clock()
         if began_at is None:
             began_at = now
-        policy = self._policy_for(node_name)
-        entry = self._cache.peek((user_id, node_name))
-        if entry is not None and now < entry.hit_until and entry.policy is policy and directives is NO_DIRECTIVES:
-            age = now - entry.confirmed_at  # most requests: nothing to decide
-            provenance = Provenance(hit=True, ttl=entry.hit_until - now, age=age)
-            return self._renderer.render(entry, node_name, dynamic_context, provenance, began_at=began_at, now=now)
-        key = PromptKey(user_id, node_name)
-        return await self._answer(Call(key, dynamic_context, directives, policy, began_at, self._deadline), entry, now)
+        rules = self._rules
+        policy = rules.policy_for(node_name)
+        if self._straight:
+            entry: Entry[Document] | None = self._cache.peek((user_id, node_name))
+            if (
+                entry is not None
+                and now < entry.hit_until
+                and entry.policy is policy
+                and directives is NO_DIRECTIVES
+                and not self._writes.is_void(user_id, entry.epoch)
+            ):  # most requests: nothing to decide
+                return self._renderer.render(
+                    entry.document,
+                    node_name,
+                    dynamic_context,
+                    Provenance(hit=True, ttl=entry.hit_until - now, age=now - entry.confirmed_at),
+                    began_at=began_at,
+                    now=now,
+                )
+        terms = Terms(policy, directives, began_at, rules.deadline, self._nodes.label(node_name))
+        call = Call(Wanted(user_id, node_name, dynamic_context), terms, rules)
+        why = self._bypassed(call)
+        return await (self._locally(call) if why is None else self._pass_on(call, why))
 
-    async def _answer(self, call: Call, entry: Entry | None, now: float) -> Rendered:
-        """Decide by the stale table, and do it."""
-        directives = call.directives
-        view = look(entry, call.policy, now)
-        open_for = self._source.circuit_open_for()
-        circuit_open = open_for is not None
-        action = decide(
-            view.strategy,
-            view.state,
-            circuit_open=circuit_open,
-            directives=directives,
-            staleness=view.staleness,
+    async def renders_here(self, timeout_seconds: float) -> bool:
+        """Return whether static parts can be had of the generation in use; look first where nothing is known of it."""
+        await self._selection.settle(timeout_seconds)
+        return self._known_documents() is not None
+
+    async def get_prompt_data(
+        self, user_id: int, node_name: str, *, directives: Directives = NO_DIRECTIVES, began_at: float | None = None
+    ) -> Ready | Answer:
+        """Return a node's static parts for one who renders by himself, or the service's own word on them.
+
+        Raises `PromptError`. Source: contract §3.
+        """
+        began_at = self._clock() if began_at is None else began_at
+        rules = self._rules
+        terms = Terms(rules.policy_for(node_name), directives, began_at, rules.deadline, self._nodes.label(node_name))
+        call = Call(Wanted(user_id, node_name, None), terms, rules)
+        documents = await self._documents_in_use(call)
+        try:
+            if documents is None:
+                raise unavailable(UpstreamFailure(FailureKind.ENDPOINT_GONE, "the config service has no static parts"))
+            ready = await documents.document(call.wanted, terms)
+        except PromptError as error:
+            raise self._told(call, error) from error
+        except Diverted as diverted:
+            return await self._their_parts(call, diverted)
+        self._renderer.tell(node_name, ready.provenance, began_at=began_at, now=self._clock())
+        return ready
+
+    async def _their_parts(self, call: Call, diverted: Diverted) -> Answer:
+        """Pass on the parts that are not admitted here: who renders them himself may think otherwise."""
+        failure = diverted.failure
+        provenance = Provenance(forward=Forward.BYPASS, detail=failure.kind.value.replace("_", "-"))
+        try:
+            if failure.kind is not FailureKind.NOT_ADMITTED:
+                raise failure
+            answer = await self._service.prompt_data(call.wanted.user_id, call.node, call.terms.deadline_at)
+        except UpstreamFailure as error:
+            raise self._told(call, unavailable(error, provenance)) from error
+        self._renderer.tell(call.node, provenance, began_at=call.terms.began_at, now=self._clock())
+        return answer
+
+    def _bypassed(self, call: Call) -> str | None:
+        """Return why a request is left to the service's own rendering, or None."""
+        if not call.rules.rollout.everyone and not includes(call.rules.rollout, call.wanted.user_id, call.node):
+            return "rollout"
+        if self._shadow.holds_back(call.node):
+            return "parity"
+        refused = self._not_admitted.get(call.node)
+        if refused is not None and self._clock() < refused[0]:
+            return "not-admitted"
+        return None
+
+    async def _documents_in_use(self, call: Call) -> Documents | None:
+        """Return where documents come from, None where the service renders (or nothing is known of it)."""
+        if self._selection.current is None:
+            await self._selection.settle(call.terms.deadline_at - self._clock())
+        return self._known_documents()
+
+    def _known_documents(self) -> Documents | None:
+        return None if self._selection.current is None else self._documents.get(self._selection.current)
+
+    async def _locally(self, call: Call) -> Rendered:
+        """Answer from static parts: those at hand, or those that the upstream serves now."""
+        documents = await self._documents_in_use(call)
+        if documents is None:
+            return await self._pass_on(call, "passthrough" if self._selection.current else "undetected")
+        try:
+            ready = await documents.document(call.wanted, call.terms)
+        except PromptError as error:
+            raise self._told(call, error) from error
+        except Diverted as diverted:
+            return await self._divert(call, documents, diverted)
+        return self._serve(call, documents, ready)
+
+    async def _divert(self, call: Call, documents: Documents, diverted: Diverted) -> Rendered:
+        """Go the other way: the service's own rendering, or the generation that was found in its place."""
+        if diverted.failure.kind is FailureKind.NOT_ADMITTED:
+            return await self._not_rendered_here(call, documents, diverted)
+        if self._selection.current is not documents.generation:
+            return await self._locally(call)
+        return self._instead(call, documents, diverted.failure, diverted.forward)
+
+    async def _not_rendered_here(self, call: Call, documents: Documents, diverted: Diverted) -> Rendered:
+        """Leave a template that is not admitted to the service; if that does not answer, to what the policy allows."""
+        self._set_apart(call.node, diverted.failure.detail)
+        try:
+            return await self._by_the_service(call, "not-admitted")
+        except UpstreamFailure as failure:
+            self._not_admitted.pop(call.node, None)  # the next request looks again
+            if not failure.rule.stale:
+                provenance = Provenance(forward=diverted.forward, forward_status=failure.status, detail="not-admitted")
+                raise self._told(call, unavailable(failure, provenance)) from failure
+            says_more = diverted.failure if failure.rule.status == 502 else failure
+            return self._instead(call, documents, says_more, diverted.forward)
+
+    def _set_apart(self, node: str, detail: str) -> None:
+        known = self._not_admitted.pop(node, None)
+        if known is None or known[1] != detail:
+            self._nodes.confirm(node)
+            self._observe(NotAdmitted(node, detail))
+        if len(self._not_admitted) >= self._max_nodes:
+            self._not_admitted.pop(next(iter(self._not_admitted)))
+        self._not_admitted[node] = (self._clock() + NOT_ADMITTED_SECONDS, detail)
+
+    def _instead(self, call: Call, documents: Documents, failure: UpstreamFailure, forward: Forward) -> Rendered:
+        """Serve what is kept instead of what failed, if the policy allows it."""
+        ready = documents.instead(call.wanted, call.terms, failure, forward)
+        if ready is None:
+            detail = failure.kind.value.replace("_", "-")
+            provenance = Provenance(forward=forward, forward_status=failure.status, detail=detail)
+            raise self._told(call, unavailable(failure, provenance)) from failure
+        return self._serve(call, documents, ready, shadow=False)
+
+    async def _pass_on(self, call: Call, why: str) -> Rendered:
+        """Have the service render, or do what is to be done when it does not."""
+        try:
+            return await self._by_the_service(call, why)
+        except UpstreamFailure as failure:
+            if failure.rule.stale and why == "not-admitted":
+                self._not_admitted.pop(call.node, None)
+                return await self._locally(call)  # by now its template may be another
+            documents = self._known_documents()
+            if failure.rule.stale and why == "rollout" and call.rules.local_on_failure and documents is not None:
+                return self._instead(call, documents, failure, Forward.BYPASS)
+            provenance = Provenance(forward=Forward.BYPASS, forward_status=failure.status, detail=why)
+            raise self._told(call, unavailable(failure, provenance)) from failure
+
+    async def _by_the_service(self, call: Call, why: str) -> Rendered:
+        """Have the service render; nothing of the answer is kept. Raises `UpstreamFailure`."""
+        wanted = call.wanted
+        if call.terms.directives.only_if_cached:
+            detail = "Nothing is cached of what the service renders itself, and the request says only-if-cached."
+            provenance = Provenance(detail="only-if-cached")
+            raise self._told(call, PromptError(504, detail, reason="not_cached", provenance=provenance))
+        sent_at = self._clock()
+        generated = await self._service.generate(wanted.user_id, wanted.node_name, call.context, call.terms.deadline_at)
+        self._nodes.confirm(wanted.node_name)
+        self._after_bypass(call, why, generated)
+        provenance = Provenance(forward=Forward.BYPASS, detail=why)
+        self._renderer.tell(call.node, provenance, began_at=call.terms.began_at, now=sent_at)
+        return Rendered(generated.prompt, generated.used_placeholders, provenance)
+
+    def _serve(self, call: Call, documents: Documents, ready: Ready, *, shadow: bool = True) -> Rendered:
+        terms = call.terms
+        rendered = self._renderer.render(
+            ready.document, call.node, call.context, ready.provenance, began_at=terms.began_at, now=self._clock()
         )
-        match action:
-            case Action.SERVE | Action.SERVE_AND_REVALIDATE:
-                assert entry is not None
-                if action is Action.SERVE_AND_REVALIDATE:
-                    self._join(call, now + self._deadline)
-                return self._serve(call, entry, _hit(view, action, circuit_open=circuit_open))
-            case Action.FETCH | Action.FETCH_BRIEFLY:
-                return await self._forward(call, view, brief=action is Action.FETCH_BRIEFLY)
-            case Action.FAIL_CIRCUIT_OPEN:
-                failure = UpstreamFailure(
-                    FailureKind.CIRCUIT_OPEN,
-                    "the circuit to the config service is open after repeated failures",
-                    retry_after=open_for,
-                )
-                raise self._told(call, _unavailable(failure, Provenance(detail="circuit-open")))
-            case Action.FAIL_NOT_CACHED:
-                error = PromptError(
-                    504,
-                    "Nothing usable is cached, and the request says only-if-cached.",
-                    reason="not_cached",
-                    provenance=Provenance(detail="only-if-cached"),
-                )
-                raise self._told(call, error)
-            case _:
-                assert_never(action)
+        if shadow and self._sampled(call):
+            self._shadow.consider(Answered(call.wanted, terms, documents), call.rules.shadow, ours=ready.document)
+        return rendered
+
+    def _sampled(self, call: Call) -> bool:
+        """Return whether this one is compared: by chance, and only where the service takes the context at all."""
+        rate = call.rules.shadow.sample_rate
+        return rate > 0 and self._rng.uniform(0.0, 1.0) < rate and all(type(v) is str for v in call.context.values())
+
+    def _after_bypass(self, call: Call, why: str, generated: Generated) -> None:
+        """Compare what the service rendered with what we would have; keep the static parts at hand for an outage."""
+        documents = self._known_documents()
+        if documents is None or why not in {"rollout", "parity"}:
+            return
+        if self._sampled(call) or self._shadow.must_check(call.node):
+            answered = Answered(call.wanted, call.terms, documents)
+            self._shadow.consider(answered, call.rules.shadow, theirs=generated)
+        elif (
+            call.rules.local_on_failure
+            and documents.is_aging(call.wanted, call.terms.policy)
+            and self._service.has_room()
+        ):
+            terms = call.terms._replace(began_at=self._clock())
+            self._background.spawn(documents.renew(call.wanted, terms), name="keep-warm")
 
     def _told(self, call: Call, error: PromptError) -> PromptError:
         """Tell of a request that ends without a prompt."""
-        seconds = self._clock() - call.began_at
-        node = self._nodes.label(call.key.node_name)
+        seconds = self._clock() - call.terms.began_at
+        node = self._nodes.label(call.node)
         self._observe(RequestOutcome(node, Outcome.ERROR, seconds, 0.0, None, error.reason, error.status))
         return error
-
-    async def _forward(self, call: Call, before: View, *, brief: bool) -> Rendered:
-        """Ask the upstream; serve what it says, or what the policy allows instead."""
-        forward = _why_forwarded(call, before)
-        began_after = call.began_at if call.directives.no_cache else None
-        last_moment = call.deadline_at + call.margin / 2  # the fetch's own end, and so its cause, comes first
-        patience_until = min(last_moment, self._clock() + call.policy.network_timeout) if brief else last_moment
-        collapsed = False
-        own: object = None
-        while True:
-            flight = self._join(call, call.deadline_at, began_after=began_after)
-            if not flight.collapsed:
-                own = flight.task
-            elif flight.task is not own and not collapsed:
-                collapsed = True
-                self._observe(Coalesced(self._nodes.label(call.key.node_name)))
-            try:
-                landed = await wait(flight.task, patience_until - self._clock())
-            except TimeoutError:
-                landed = UpstreamFailure(FailureKind.DEADLINE, "the config service did not answer in time")
-            if isinstance(landed, Landed):
-                age = max(0.0, self._clock() - landed.entry.confirmed_at)
-                return self._serve(
-                    call,
-                    landed.entry,
-                    Provenance(forward=forward, stored=landed.stored, collapsed=collapsed, age=age),
-                )
-            kept = self._instead(call, landed, forward, collapsed=collapsed)
-            if kept is not None:
-                return kept
-            if landed.rule.status == 504 and self._clock() < call.deadline_at and (brief or flight.collapsed):
-                # Time ran out, but not ours: either what was to be served instead has meanwhile grown too old, or the
-                # deadline that ended the flight was its first waiter's.
-                brief = False
-                patience_until = last_moment
-                continue
-            provenance = Provenance(
-                forward=forward,
-                forward_status=landed.status,
-                collapsed=collapsed,
-                detail=landed.kind.value.replace("_", "-"),
-            )
-            raise self._told(call, _unavailable(landed, provenance))
-
-    def _instead(self, call: Call, failure: UpstreamFailure, forward: Forward, *, collapsed: bool) -> Rendered | None:
-        """Serve what is kept instead of what failed, if the policy allows it now."""
-        entry = self._cache.peek(call.key)
-        view = look(entry, call.policy, self._clock())
-        if entry is not None and after_failure(
-            view.strategy, view.state, failure.kind, directives=call.directives, staleness=view.staleness
-        ):
-            return self._serve(
-                call,
-                entry,
-                Provenance(
-                    forward=forward,
-                    forward_status=failure.status,
-                    collapsed=collapsed,
-                    ttl=-view.staleness,
-                    age=view.age,
-                    detail="network-timeout" if failure.kind is FailureKind.DEADLINE else "stale-if-error",
-                ),
-            )
-        return None
-
-    def _serve(self, call: Call, entry: Entry, provenance: Provenance) -> Rendered:
-        return self._renderer.render(
-            entry, call.key.node_name, call.context, provenance, began_at=call.began_at, now=self._clock()
-        )
-
-    def _join(
-        self, call: Call, deadline_at: float, *, began_after: float | None = None
-    ) -> Joined[Landed | UpstreamFailure]:
-        return self._flights.join(
-            call.key, partial(self._fetch, call.key, call.policy, deadline_at), began_after=began_after
-        )
-
-    async def _fetch(self, key: PromptKey, policy: Policy, deadline_at: float) -> Landed | UpstreamFailure:
-        """Fetch for all who wait, keep what is good, evict what is contradicted."""
-        began_at = self._clock()
-        known = self._cache.peek(key)
-        old = known.document if known else None
-        try:
-            confirmed = await self._source.fetch(key, old, deadline_at)
-            if hollowed(confirmed.document, old):
-                raise UpstreamFailure(
-                    FailureKind.BAD_DOCUMENT,
-                    "the config service answered without any of the settings that it had before",
-                )
-        except UpstreamFailure as failure:
-            kept = self._cache.peek(key)
-            if failure.rule.evicts and kept is not None and kept.confirmed_at <= began_at:
-                await self._cache.delete(key)
-                self._observe(Evicted(self._nodes.label(key.node_name)))
-            self._observe(FetchFailed(self._nodes.label(key.node_name), failure.kind, failure.detail))
-            return failure
-        self._nodes.confirm(key.node_name)
-        entry = Entry.of(confirmed.document, confirmed.confirmed_at, self._rng.uniform(-1.0, 1.0), policy)
-        keep_for = windows(policy, entry.document.stated_ttl, entry.spread).usable_for
-        stored = (
-            policy.strategy is not Strategy.NETWORK_ONLY and keep_for > 0 and may_replace(entry, self._cache.peek(key))
-        )
-        if stored:
-            await self._cache.set(key, entry, keep_for)
-        return Landed(entry, stored)
-
-
-def _hit(view: View, action: Action, *, circuit_open: bool) -> Provenance:
-    detail = None
-    if view.state is not State.FRESH:
-        if action is Action.SERVE_AND_REVALIDATE:
-            detail = "stale-while-revalidate"
-        elif circuit_open:
-            detail = "stale-if-error"
-        else:
-            detail = "max-stale" if view.state is State.USABLE else "stale-while-revalidate"
-    return Provenance(hit=True, ttl=-view.staleness, age=view.age, detail=detail)
-
-
-def _why_forwarded(call: Call, view: View) -> Forward:
-    """Name the reason for going forward (RFC 9211 §2.2)."""
-    if view.strategy is Strategy.NETWORK_ONLY:
-        return Forward.BYPASS
-    if call.directives.no_cache:
-        return Forward.REQUEST
-    if view.state is State.ABSENT:
-        return Forward.MISS
-    return Forward.BYPASS if view.state is State.FRESH else Forward.STALE
-
-
-def _unavailable(failure: UpstreamFailure, provenance: Provenance) -> PromptError:
-    """Turn a failure that nothing may stand in for into the request's error."""
-    status = failure.rule.status
-    if status is None:
-        return PromptError(
-            failure.status or 502,
-            failure.detail,
-            reason=failure.kind.value,
-            answer=failure.answer,
-            provenance=provenance,
-        )
-    return PromptError(
-        status,
-        f"No prompt: {failure.detail}, and the policy allows no stale data.",
-        reason=failure.kind.value,
-        retry_after=max(1.0, failure.retry_after or 1.0) if status == 503 else None,
-        provenance=provenance,
-    )

@@ -1,4 +1,4 @@
-"""An entry and a request's own content → a prompt, or the names of what is missing."""
+"""A document and a request's own content → a prompt, or the names of what is missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import msgspec
 from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.errors import PromptError
 from sidecar.core.events import FreshHit, NotRendered, Outcome, RenderedEmpty, RequestOutcome
-from sidecar.core.model import Entry, Rendered
+from sidecar.core.model import Document, Rendered
 from sidecar.core.prompt import RenderFailed, Undefined, UndefinedNames
 from sidecar.service.ports import Clock, Observer
 
@@ -30,6 +30,21 @@ class ConfirmedNodes:
         return self._nodes.get(node)
 
 
+def fill_in(document: Document, context: Mapping[str, Any]) -> tuple[str, dict[str, str], frozenset[str]]:
+    """Return the prompt, the placeholders used, and the names that became nothing; raises `RenderFailed`."""
+    prompt = document.template.render(document.static, context)
+    used: dict[str, str] = {**document.used, **context}
+    for name, value in context.items():
+        if type(value) is not str:
+            used[name] = msgspec.json.encode(value).decode()
+    empty: frozenset[str] = frozenset()
+    if document.template.options.undefined is Undefined.EMPTY:
+        empty = document.template.names - used.keys()
+        if empty:
+            used.update(dict.fromkeys(empty, ""))
+    return prompt, used, empty
+
+
 class Renderer:
     """Render, and tell how each request for a prompt that got this far has ended."""
 
@@ -40,7 +55,7 @@ class Renderer:
 
     def render(
         self,
-        entry: Entry,
+        document: Document,
         node: str,
         context: Mapping[str, Any],
         provenance: Provenance,
@@ -52,30 +67,29 @@ class Renderer:
 
         `began_at`: when the request came; `now`: the present instant.
         """
-        document = entry.document
         for name in document.required:
             if context.get(name) is None:
                 missing = tuple(sorted(name for name in document.required if context.get(name) is None))
                 raise self._refusal(node, "required", began_at, missing=missing)
         try:
-            prompt = document.template.render(document.static, context)
+            prompt, used, empty = fill_in(document, context)
         except UndefinedNames as failure:
             raise self._refusal(node, failure.reason, began_at, missing=failure.missing) from failure
         except RenderFailed as failure:
             raise self._refusal(node, failure.reason, began_at, because=str(failure)) from failure
-        used: dict[str, str] = {**document.used, **context}
-        for name, value in context.items():
-            if type(value) is not str:
-                used[name] = msgspec.json.encode(value).decode()
-        if document.template.options.undefined is Undefined.EMPTY:
-            empty = document.template.names - used.keys()
-            if empty:
-                self._observe(RenderedEmpty(self._nodes.label(node), tuple(sorted(empty))))
-                used.update(dict.fromkeys(empty, ""))
+        if empty:
+            self._observe(RenderedEmpty(self._nodes.label(node), tuple(sorted(empty))))
+        self.tell(node, provenance, began_at=began_at, now=now)
+        return Rendered(prompt, used, provenance)
+
+    def tell(self, node: str, provenance: Provenance, *, began_at: float, now: float) -> None:
+        """Tell of a prompt that was made; `now`: the instant before it was."""
         done_at = self._clock()
         ttl = provenance.ttl
         if ttl is not None:
             outcome = Outcome.FRESH if ttl > 0 else Outcome.STALE
+        elif provenance.hit:
+            outcome = Outcome.FRESH  # from templates alone
         else:
             outcome = Outcome.BYPASS if provenance.forward is Forward.BYPASS else Outcome.MISS
         event = FreshHit if provenance.hit and outcome is Outcome.FRESH else RequestOutcome
@@ -90,7 +104,6 @@ class Renderer:
                 200,
             )
         )
-        return Rendered(prompt, used, provenance)
 
     def _refusal(
         self, node: str, reason: str, began_at: float, *, missing: tuple[str, ...] = (), because: str = ""

@@ -14,12 +14,20 @@ from sidecar.core.events import (
     Evicted,
     FetchFailed,
     FreshHit,
+    GenerationChanged,
+    NotAdmitted,
     NotRendered,
     Outcome,
+    ParityChecked,
+    Proxied,
+    Reloaded,
     RenderedEmpty,
     RequestOutcome,
     Retried,
+    RolledBack,
+    TemplatesLoaded,
     UpstreamAttempt,
+    Written,
 )
 from sidecar.telemetry.dispatch import Handlers
 
@@ -78,20 +86,70 @@ class LogListener:
     def handlers(self) -> Handlers:
         """Return what is told of each event."""
         log = self._log
-        return {
+        at_debug: Handlers = {
+            UpstreamAttempt: self._attempted,
+            FreshHit: self._request_finished,
+            Proxied: lambda e: log.debug("request_passed_on", **e._asdict()),
+        }
+        always: Handlers = {
             RequestOutcome: self._request_finished,
             Retried: lambda e: log.info("upstream_retried", reason=e.reason.value),
             BreakerChanged: lambda e: log.warning("circuit_changed", breaker=e.breaker, to=e.to),
             FetchFailed: self._fetch_failed,
             Evicted: lambda e: log.info("entry_evicted", node=e.node or OTHER),
+            Written: lambda e: log.info("settings_written", result=e.result),
+            GenerationChanged: self._generation_changed,
+            NotAdmitted: lambda e: log.warning("template_not_admitted", node=e.node, detail=e.detail),
+            TemplatesLoaded: self._templates_loaded,
+            ParityChecked: self._parity_checked,
+            RolledBack: self._rolled_back,
+            Reloaded: self._reloaded,
             RenderedEmpty: lambda e: log.warning("placeholder_rendered_empty", node=e.node or OTHER, names=e.names),
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
-        } | ({UpstreamAttempt: self._attempted, FreshHit: self._request_finished} if self._debug else {})
+        }
+        return {**always, **at_debug} if self._debug else always
 
     def _fetch_failed(self, event: FetchFailed) -> None:
         log = self._log.info if event.kind in ANSWERS else self._log.warning
-        log("fetch_failed", node=event.node or OTHER, reason=event.kind.value, detail=event.detail)
+        log(
+            "fetch_failed",
+            node=event.node or OTHER,
+            reason=event.kind.value,
+            detail=event.detail,
+            endpoint=event.endpoint,
+        )
+
+    def _generation_changed(self, event: GenerationChanged) -> None:
+        if event.configured:
+            return
+        log = self._log.info if event.before is None else self._log.warning
+        log("generation_changed", to=event.to, before=event.before)
+
+    def _templates_loaded(self, event: TemplatesLoaded) -> None:
+        if event.error is None:
+            self._log.info("templates_loaded", nodes=event.nodes)
+        else:
+            self._log.error("templates_not_loaded", error=event.error, nodes_in_force=event.nodes)
+
+    def _parity_checked(self, event: ParityChecked) -> None:
+        node = event.node or OTHER
+        if event.result == "mismatch":
+            self._log.warning("parity_mismatch", **(event._asdict() | {"node": node}))
+        else:
+            self._log.debug("parity_checked", node=node, result=event.result)
+
+    def _rolled_back(self, event: RolledBack) -> None:
+        if event.back:
+            self._log.error("node_rolled_back", node=event.node, reason=event.reason)
+        else:
+            self._log.warning("node_taken_into_service", node=event.node, reason=event.reason)
+
+    def _reloaded(self, event: Reloaded) -> None:
+        if event.problems:
+            self._log.error("settings_not_reloaded", problems=event.problems)
+        else:
+            self._log.info("settings_reloaded", waiting_for_restart=event.restart)
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._log.debug("upstream_called", **event._asdict())

@@ -20,12 +20,20 @@ from sidecar.core.events import (
     Coalesced,
     Evicted,
     FreshHit,
+    GenerationChanged,
+    NotAdmitted,
     NotRendered,
     Outcome,
+    ParityChecked,
+    Proxied,
+    Reloaded,
     RenderedEmpty,
     RequestOutcome,
     Retried,
+    RolledBack,
+    TemplatesLoaded,
     UpstreamAttempt,
+    Written,
 )
 from sidecar.telemetry.dispatch import Handlers
 
@@ -35,6 +43,8 @@ REQUEST_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.
 """Seconds: a hit takes tenths of a millisecond, a miss an attempt, the worst the deadline (LearnFlow gives up at 5)."""
 UPSTREAM_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds: today's service answers in about 11 ms, an attempt ends at 1 s."""
+PROXY_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 25.0)
+"""Seconds: a read takes some 10 ms; the bot gives up at 30 s."""
 RENDER_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.01, 0.1)
 """Seconds: a plain template takes about 10 µs; the cap is 100 ms."""
 AGE_BUCKETS = (1, 10, 30, 60, 300, 600, 900, 1800, 3600, 5400)
@@ -121,6 +131,7 @@ class _RequestCollector(Collector):
         self._seconds: dict[tuple[str, str], _Tally] = {}
         self._ages: dict[str, _Tally] = {}
         self._render = _Tally(RENDER_BUCKETS)
+        self._bypassed: Tally[str] = Tally()
         self._pending: list[RequestOutcome] = []
         self._children: dict[tuple[str | None, Outcome], tuple[_Tally, _Tally]] = {}
 
@@ -138,6 +149,8 @@ class _RequestCollector(Collector):
             if outcome.age is not None:
                 tallies[1].add(outcome.age)
                 self._render.add(outcome.render_seconds)
+            if outcome.outcome is Outcome.BYPASS:
+                self._bypassed[outcome.detail or "network-only"] += 1
         self._pending.clear()
 
     def _child(self, outcome: RequestOutcome) -> tuple[_Tally, _Tally]:
@@ -175,7 +188,14 @@ class _RequestCollector(Collector):
             buckets=self._render.buckets(),
             sum_value=self._render.total,
         )
-        return (requests, duration, ages, render)
+        bypassed = CounterMetricFamily(
+            "prompt_sidecar_bypassed_requests",
+            "Requests that were not answered from here, by reason. `parity` and `not-admitted` are worth a look.",
+            labels=("reason",),
+        )
+        for reason, count in self._bypassed.items():
+            bypassed.add_metric((reason,), count)
+        return (requests, duration, ages, render, bypassed)
 
 
 class Metrics:
@@ -235,6 +255,46 @@ class Metrics:
             ("source",),
             registry=registry,
         )
+        self._generation = Gauge(
+            "prompt_sidecar_upstream_generation",
+            "1 for the generation of the config service that is in use. None: it was not reached yet.",
+            ("generation",),
+            registry=registry,
+        )
+        self._not_admitted = Counter(
+            "prompt_sidecar_templates_not_admitted_total",
+            "Templates found that are left to the service's own rendering: no cover in an outage. /status names them.",
+            registry=registry,
+        )
+        self._templates_ok = Gauge(
+            "prompt_sidecar_templates_file_ok",
+            "0: upstream.templates_file has a mistake, the old templates are in force. /status says which.",
+            registry=registry,
+        )
+        self._parity = Counter(
+            "prompt_sidecar_parity_checks_total",
+            "Comparisons with the service's own prompts. mismatch: local rendering of this node is not to be trusted.",
+            ("node", "result"),
+            registry=registry,
+        )
+        self._rolled_back = Gauge(
+            "prompt_sidecar_rolled_back",
+            "1: the node was taken back to the service's own rendering; its prompts have no cover in an outage.",
+            ("node",),
+            registry=registry,
+        )
+        self._proxied = Counter(
+            "prompt_sidecar_proxied_requests_total",
+            "Requests that were passed on as they came, by how they ended.",
+            ("method", "result"),
+            registry=registry,
+        )
+        self._proxied_duration = Histogram(
+            "prompt_sidecar_proxied_request_duration_seconds",
+            "How long requests that were passed on took, their bodies included.",
+            buckets=PROXY_BUCKETS,
+            registry=registry,
+        )
         self._reload_successful = Gauge(
             "prompt_sidecar_config_last_reload_successful",
             "1 if the settings last read were taken; 0: the file has a mistake, the old ones are in force.",
@@ -257,7 +317,8 @@ class Metrics:
             self._transitions.labels("upstream", state)
         for kind in FailureKind:
             self._retries.labels(kind.value)
-        self._invalidations.labels("upstream")
+        for source in ("upstream", "write"):
+            self._invalidations.labels(source)
 
     def expose(self, accept: str | None) -> tuple[bytes, str]:
         """Return what a scrape gets: the body, and its type as the Accept header asks."""
@@ -281,6 +342,14 @@ class Metrics:
             Evicted: self._evicted,
             RenderedEmpty: lambda _: self._rendered_empty.inc(),
             NotRendered: lambda event: self._render_errors.labels(event.reason).inc(),
+            Written: lambda _: self._invalidations.labels("write").inc(),
+            GenerationChanged: self._generation_changed,
+            NotAdmitted: lambda _: self._not_admitted.inc(),
+            TemplatesLoaded: lambda event: self._templates_ok.set(event.error is None),
+            ParityChecked: lambda event: self._parity.labels(event.node or OTHER, event.result).inc(),
+            RolledBack: lambda event: self._rolled_back.labels(event.node).set(event.back),
+            Proxied: self._passed_on,
+            Reloaded: self._reloaded,
         }
 
     def _attempted(self, event: UpstreamAttempt) -> None:
@@ -291,6 +360,21 @@ class Metrics:
         for state in BREAKER_STATES:
             self._breaker.labels(event.breaker, state).set(state == event.to)
         self._transitions.labels(event.breaker, event.to).inc()
+
+    def _generation_changed(self, event: GenerationChanged) -> None:
+        if event.before is not None:
+            self._generation.labels(event.before).set(0)
+        self._generation.labels(event.to).set(1)
+
+    def _passed_on(self, event: Proxied) -> None:
+        self._proxied.labels(event.method, event.result).inc()
+        self._proxied_duration.observe(event.seconds)
+
+    def _reloaded(self, event: Reloaded) -> None:
+        if event.problems:
+            self._reload_successful.set(0)
+        else:
+            self.settings_loaded(event.at)
 
     def _evicted(self, _: Evicted) -> None:
         self._invalidations.labels("upstream").inc()

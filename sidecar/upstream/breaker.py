@@ -98,6 +98,11 @@ class Breaker:
         """`closed`, `open` or `half-open`."""
         return self._state
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls go out as usual."""
+        return self._state == pybreaker.STATE_CLOSED
+
     def open_for(self) -> float | None:
         """Return None where a call may go out now, else the seconds until it is worth asking again."""
         state = self._state

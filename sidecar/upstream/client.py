@@ -1,22 +1,40 @@
 """One ClientSession; every way in which a call can fail becomes one of our failures here."""
 
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import ContentEncodingError
+from yarl import URL
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
 
 IDLE_SECONDS = 3.0
 """How long an idle connection is kept: the config service closes its own after 5 s, and we must be first."""
+LARGE_BODY = 1024 * 1024
+"""Bytes; aiohttp takes a larger body in pieces only."""
 MAX_RETRY_AFTER = 3600.0
 """Seconds; a Retry-After beyond it is a typo or a date from another calendar."""
 
 
+class SoundRequest(aiohttp.ClientRequest):
+    """A request that trusts no kept connection on which something came unasked.
+
+    aiohttp would take what another answer left behind (a 408, say) for this one's, and each later answer for another's.
+    """
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Begin the request, unless what comes next on the connection may not be its answer."""
+        if conn.protocol is None or conn.protocol.should_close:
+            raise aiohttp.ServerDisconnectedError("something came unasked")
+        return await super().send(conn)
+
+
 class Response(NamedTuple):
-    """A whole answer: 200, or 304 where that was asked for."""
+    """A whole answer, of a status that was asked for."""
 
     status: int
     headers: Mapping[str, str]
@@ -34,6 +52,7 @@ class UpstreamClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            request_class=SoundRequest,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "prompt-sidecar"},
         )
 
@@ -46,11 +65,25 @@ class UpstreamClient:
         headers = {"Content-Type": "application/json"}
         if if_none_match is not None:
             headers["If-None-Match"] = if_none_match
+        accepted = {200} if if_none_match is None else {200, 304}
+        return await self.call("POST", path, headers=headers, body=body, accepted=accepted)
+
+    async def get(
+        self, path: str, *, headers: Mapping[str, str] | None = None, accepted: Collection[int] = (200,)
+    ) -> Response:
+        """Get a path, which is sent as it is; raises `UpstreamFailure` for any status but those accepted."""
+        return await self.call("GET", path, headers=headers or {}, body=None, accepted=accepted)
+
+    async def call(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None, accepted: Collection[int]
+    ) -> Response:
+        """Make one call; raises `UpstreamFailure` for any status but those accepted, and for what is no answer."""
+        data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
         try:
-            async with self._session.post(
-                self._base_url + path, data=body, headers=headers, allow_redirects=False
+            async with self._session.request(
+                method, URL(self._base_url + path, encoded=True), data=data, headers=headers, allow_redirects=False
             ) as response:
-                if response.status == 304 and if_none_match is not None:
+                if response.status == 304 and 304 in accepted:
                     return Response(304, response.headers, b"")
                 content = await self._read(response)
         except aiohttp.ConnectionTimeoutError as error:
@@ -69,12 +102,14 @@ class UpstreamClient:
             raise UpstreamFailure(
                 FailureKind.RESET, "the connection to the config service broke before its answer was whole"
             ) from error
-        if response.status == 200:
-            return Response(200, response.headers, content)
+        if response.status in accepted:
+            return Response(response.status, response.headers, content)
         raise _failure(response, content)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         content = bytearray()
+        connection = response.connection  # None: all of it is here
+        lost = connection.protocol.closed if connection is not None and connection.protocol is not None else None
         async for chunk in response.content.iter_any():
             content += chunk
             if len(content) > self._max_response:
@@ -84,14 +119,17 @@ class UpstreamClient:
                     f"the config service's answer is larger than upstream.max_response ({self._max_response} bytes)",
                     status=response.status,
                 )
+        # A body that ends with the connection ends well only where the connection does; aiohttp takes both for the end.
+        has_end = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+        if not has_end and lost is not None and lost.done() and lost.exception() is not None:
+            raise aiohttp.ClientPayloadError("the answer broke off")
         return bytes(content)
 
 
 def _failure(response: aiohttp.ClientResponse, content: bytes) -> UpstreamFailure:
     kind = kind_of_status(response.status)
-    answer = None
-    if kind in {FailureKind.GONE, FailureKind.REFUSED}:
-        answer = Answer(response.status, content, response.headers.get("Content-Type", "application/octet-stream"))
+    content_type = response.headers.get("Content-Type", "application/octet-stream")
+    answer = Answer(response.status, content, content_type) if response.status >= 400 else None
     return UpstreamFailure(
         kind,
         f"the config service answered {response.status}",

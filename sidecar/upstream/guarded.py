@@ -2,13 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sidecar.core.errors import FailureKind, UpstreamFailure, Verdict
 from sidecar.core.events import Retried, UpstreamAttempt
-from sidecar.core.model import Document, PromptKey
+from sidecar.core.model import Kept, Key
 from sidecar.core.retry import RetryBudget, RetryRule, Rng, next_delay
 from sidecar.service.ports import Clock, Observer
 from sidecar.upstream.breaker import Breaker
@@ -16,33 +17,65 @@ from sidecar.upstream.breaker import Breaker
 NOT_ASKED = frozenset({FailureKind.CIRCUIT_OPEN, FailureKind.DEADLINE})
 """Failures of ours, before an attempt began: they say less than the failure of the attempt before."""
 
+T = TypeVar("T")
+K_contra = TypeVar("K_contra", bound=Key, contravariant=True)
+K = TypeVar("K", bound=Key)
+V = TypeVar("V", bound=Kept)
 
-class Confirmation(NamedTuple):
-    """A document, and the instant before the request that brought or confirmed it was sent."""
 
-    document: Document
+class Confirmation(NamedTuple, Generic[T]):
+    """What a call brought, and the instant before the request that brought or confirmed it was sent."""
+
+    document: T
     confirmed_at: float
 
 
-class Attempt(Protocol):
+class Attempt(Protocol[K_contra, V]):
     """One call to the upstream, unguarded."""
 
-    endpoint: str
+    @property
+    def endpoint(self) -> str:
+        """Its name in telemetry."""
+        ...
 
-    async def fetch(self, key: PromptKey, known: Document | None) -> Document:
+    async def fetch(self, key: K_contra, known: V | None) -> V:
         """Bring the document; returns `known` itself after a 304. Raises `UpstreamFailure`."""
         ...
 
 
-class GuardedSource:
-    """Fetch inside a deadline, whatever the upstream does."""
+class Bulkhead:
+    """How many calls may be out at once."""
+
+    def __init__(self, size: int) -> None:
+        self._places = asyncio.Semaphore(size)
+        self._size = size
+        self._taken = 0
+
+    @property
+    def is_half_empty(self) -> bool:
+        """Whether at least half of the places are free."""
+        return self._taken * 2 <= self._size and not self._places.locked()
+
+    async def take(self, timeout_seconds: float) -> None:
+        """Take a place; raises `TimeoutError` where none is free in time."""
+        async with asyncio.timeout(max(0.0, timeout_seconds)):
+            await self._places.acquire()
+        self._taken += 1
+
+    def give_back(self) -> None:
+        """Give a place back."""
+        self._taken -= 1
+        self._places.release()
+
+
+class Guard:
+    """Call the upstream inside a deadline, whatever it does; one for all endpoints of one service."""
 
     def __init__(
         self,
-        attempt: Attempt,
         *,
         breaker: Breaker,
-        bulkhead: asyncio.Semaphore,
+        bulkhead: Bulkhead,
         rule: RetryRule,
         budget: RetryBudget,
         per_try_timeout: float,
@@ -51,7 +84,6 @@ class GuardedSource:
         observer: Observer,
         max_quiet: float,
     ) -> None:
-        self._attempt = attempt
         self._breaker = breaker
         self._bulkhead = bulkhead
         self._rule = rule
@@ -68,15 +100,30 @@ class GuardedSource:
         quiet_for = self._quiet_until - self._clock()
         return quiet_for if quiet_for > 0 else self._breaker.open_for()
 
-    async def fetch(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation:
-        """Bring the key's document before `deadline_at`; raises the last attempt's `UpstreamFailure`."""
+    def has_room(self) -> bool:
+        """Return whether a call that nobody waits for may go out: the circuit is closed and the bulkhead half empty."""
+        return self.circuit_open_for() is None and self._breaker.is_closed and self._bulkhead.is_half_empty
+
+    async def call(
+        self,
+        endpoint: str,
+        attempt: Callable[[], Awaitable[T]],
+        deadline_at: float,
+        *,
+        once: bool = False,
+        known: object = None,
+    ) -> Confirmation[T]:
+        """Return what the attempt brings before `deadline_at`; raises the last attempt's `UpstreamFailure`.
+
+        `once`: neither retried nor counted for the upstream's health; `known`: the result that means "not modified".
+        """
         self._budget.deposit()
         attempts = 0
         last: UpstreamFailure | None = None
         while True:
             attempts += 1
             try:
-                return await self._once(key, known, deadline_at)
+                return await self._once(endpoint, attempt, deadline_at, known, counts=not once)
             except UpstreamFailure as failure:
                 if last is not None and failure.kind in NOT_ASKED:
                     raise last from None
@@ -92,13 +139,15 @@ class GuardedSource:
                     retry_after=failure.retry_after,
                     rng=self._rng,
                 )
-                if delay is None or self._breaker.open_for() is not None or not self._budget.withdraw():
+                if once or delay is None or self._breaker.open_for() is not None or not self._budget.withdraw():
                     raise
                 self._observe(Retried(failure.kind))
                 last = failure
             await asyncio.sleep(delay)
 
-    async def _once(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation:
+    async def _once(
+        self, endpoint: str, attempt: Callable[[], Awaitable[T]], deadline_at: float, known: object, *, counts: bool
+    ) -> Confirmation[T]:
         async with self._slot(deadline_at):
             remaining = deadline_at - self._clock()
             if remaining < self._rule.min_attempt:
@@ -112,41 +161,62 @@ class GuardedSource:
                 sent_at = self._clock()
                 patience = min(self._per_try_timeout, remaining)
                 result = "crashed"
+                verdict = Verdict.NEUTRAL
                 try:
                     async with asyncio.timeout(patience):
-                        document = await self._attempt.fetch(key, known)
-                    permit.tell(Verdict.SUCCESS)
-                    result = "not_modified" if document is known else "ok"
+                        document = await attempt()
+                    verdict = Verdict.SUCCESS
+                    result = "not_modified" if known is not None and document is known else "ok"
                 except asyncio.CancelledError:
                     result = FailureKind.CANCELLED.value
                     raise
                 except TimeoutError as error:
                     # An attempt cut short by the deadline says little of the upstream's health.
-                    permit.tell(Verdict.FAILURE if patience * 2 >= self._per_try_timeout else Verdict.NEUTRAL)
+                    verdict = Verdict.FAILURE if patience * 2 >= self._per_try_timeout else Verdict.NEUTRAL
                     result = FailureKind.READ_TIMEOUT.value
                     raise UpstreamFailure(
                         FailureKind.READ_TIMEOUT, "the config service did not answer in time"
                     ) from error
                 except UpstreamFailure as failure:
-                    permit.tell(failure.rule.verdict)
+                    verdict = failure.rule.verdict
                     result = failure.kind.value
                     raise
                 finally:
-                    self._observe(UpstreamAttempt(self._attempt.endpoint, result, self._clock() - sent_at))
+                    permit.tell(verdict if counts else Verdict.NEUTRAL)
+                    self._observe(UpstreamAttempt(endpoint, result, self._clock() - sent_at))
         return Confirmation(document, sent_at)
 
     @asynccontextmanager
     async def _slot(self, deadline_at: float) -> AsyncIterator[None]:
         """Hold one of the bulkhead's places; waiting for it counts against the deadline."""
         try:
-            async with asyncio.timeout(max(0.0, deadline_at - self._clock())):
-                await self._bulkhead.acquire()
+            await self._bulkhead.take(deadline_at - self._clock())
         except TimeoutError as error:
             raise _too_late() from error
         try:
             yield
         finally:
-            self._bulkhead.release()
+            self._bulkhead.give_back()
+
+
+class GuardedSource(Generic[K, V]):
+    """Fetch documents of one kind through the guard."""
+
+    def __init__(self, guard: Guard, attempt: Attempt[K, V]) -> None:
+        self._guard = guard
+        self._attempt = attempt
+        self.circuit_open_for = guard.circuit_open_for
+
+    @property
+    def endpoint(self) -> str:
+        """Its name in telemetry."""
+        return self._attempt.endpoint
+
+    async def fetch(self, key: K, known: V | None, deadline_at: float) -> Confirmation[V]:
+        """Bring the key's document before `deadline_at`; raises the last attempt's `UpstreamFailure`."""
+        return await self._guard.call(
+            self._attempt.endpoint, partial(self._attempt.fetch, key, known), deadline_at, known=known
+        )
 
 
 def _too_late() -> UpstreamFailure:

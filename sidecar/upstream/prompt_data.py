@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import msgspec
 
-from sidecar.core.errors import FailureKind, UpstreamFailure
+from sidecar.core.errors import UpstreamFailure
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.prompt import CompiledTemplate, RenderOptions, TemplateRejected, Undefined
+from sidecar.upstream.answers import Exists, bad, endpoint_gone, may_be_no_endpoint, not_json, refused
 from sidecar.upstream.client import UpstreamClient, encode
 from sidecar.upstream.templates import Templates
 
@@ -23,11 +24,15 @@ class _Render(msgspec.Struct):
 
 
 class _Payload(msgspec.Struct):
+    """What is read of the answer; who it is for need not be said, but must be right where it is."""
+
     template: str
     user_placeholders: dict[str, str]
     required_dynamic_placeholders: list[str]
     cache_ttl: float | None
     render: _Render | None = None
+    user_id: int | str | None = None
+    node_name: str | None = None
 
 
 _decoder = msgspec.json.Decoder(_Payload)
@@ -39,35 +44,52 @@ class PromptDataSource:
     endpoint = "prompt-data"
 
     def __init__(
-        self, client: UpstreamClient, templates: Templates, *, autoescape: bool | None, undefined: Undefined | None
+        self,
+        client: UpstreamClient,
+        templates: Templates,
+        *,
+        autoescape: bool | None,
+        undefined: Undefined | None,
+        exists: Exists | None = None,
     ) -> None:
+        """`exists`: asked where an answer may mean that not the node but the endpoint is missing."""
         self._client = client
+        self._exists = exists
         self._templates = templates
         self._autoescape = autoescape
         self._undefined = undefined
 
     async def fetch(self, key: PromptKey, known: Document | None) -> Document:
         """Bring the document, or confirm the known one by its ETag; raises `UpstreamFailure`."""
-        response = await self._client.post(
-            PATH,
-            encode({"user_id": key.user_id, "node_name": key.node_name}),
-            if_none_match=known.etag if known else None,
-        )
+        try:
+            response = await self._client.post(
+                PATH,
+                encode({"user_id": key.user_id, "node_name": key.node_name}),
+                if_none_match=known.etag if known else None,
+            )
+        except UpstreamFailure as failure:
+            if self._exists is not None and may_be_no_endpoint(failure) and not await self._exists():
+                raise endpoint_gone(failure, PATH) from failure
+            raise
         if response.status == 304:
             assert known is not None
             return known
-        return self._document(response.body, response.headers.get("ETag"))
+        return self._document(key, response.body, response.headers.get("ETag"))
 
-    def _document(self, body: bytes, etag: str | None) -> Document:
+    def _document(self, key: PromptKey, body: bytes, etag: str | None) -> Document:
         payload = _decode(body)
+        if payload.user_id is not None and str(payload.user_id) != str(key.user_id):
+            raise bad("the document of another user")
+        if payload.node_name is not None and payload.node_name != key.node_name:
+            raise bad("the document of another node")
         if not payload.template.strip():
-            raise _bad("an empty template")
+            raise bad("an empty template")
         if payload.cache_ttl is not None and payload.cache_ttl < 0:
-            raise _bad("a negative cache_ttl")
+            raise bad("a negative cache_ttl")
         try:
             template = self._compile(payload.template, payload.render)
         except TemplateRejected as error:
-            raise _bad(f"a template that is not admitted ({error})") from error
+            raise refused(error) from error
         return Document.of(
             template,
             payload.user_placeholders,
@@ -88,10 +110,6 @@ def _decode(body: bytes) -> _Payload:
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _bad(f"JSON of the wrong shape ({error})") from error
+        raise bad(f"JSON of the wrong shape ({error})") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UpstreamFailure(FailureKind.GARBAGE, "the config service answered with what is not JSON") from error
-
-
-def _bad(what: str) -> UpstreamFailure:
-    return UpstreamFailure(FailureKind.BAD_DOCUMENT, f"the config service answered with {what}")
+        raise not_json() from error

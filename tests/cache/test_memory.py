@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.cache.memory import MemoryCache, document_bytes, template_bytes
+from sidecar.cache.memory import MemoryCache, kept_bytes, template_bytes
 from sidecar.core.model import Document, Entry, PromptKey
 from sidecar.core.policy import Policy
 from tests.fakes import compiled
@@ -23,7 +23,7 @@ pytest.register_assert_rewrite("tests.contracts.prompt_cache")
 from tests.contracts.prompt_cache import KEY, PromptCacheContract, entry  # noqa: E402 — once its asserts are rewritten
 
 SOURCE = "Explain {{ topic }} in {{ style }}."
-SIZE = document_bytes(entry().document)
+SIZE = kept_bytes(entry().document)
 TEMPLATE = template_bytes(entry().document.template)
 ROOM = 1 << 24
 
@@ -170,10 +170,10 @@ async def test_each_template_is_counted() -> None:
     other = entry(SOURCE + " Be brief.")
     await fill(cache, [1])
     await cache.set(key_of(2), other)
-    both = SIZE + TEMPLATE + document_bytes(other.document) + template_bytes(other.document.template)
+    both = SIZE + TEMPLATE + kept_bytes(other.document) + template_bytes(other.document.template)
     assert cache.bytes == both
     await cache.set(key_of(1), other)
-    assert cache.bytes == both - SIZE - TEMPLATE + document_bytes(other.document)
+    assert cache.bytes == both - SIZE - TEMPLATE + kept_bytes(other.document)
 
 
 @pytest.mark.parametrize("ending", ["deleted", "cleared", "expired", "replaced and deleted"])
@@ -226,7 +226,7 @@ async def test_whatever_happens_the_bounds_hold_and_the_bytes_are_those_of_what_
         clock.advance(seconds)
         documents = [slot.entry.document for slot in cache._slots.values()]
         templates = {document.template.digest: document.template for document in documents}
-        assert cache.bytes == sum(map(document_bytes, documents)) + sum(map(template_bytes, templates.values()))
+        assert cache.bytes == sum(map(kept_bytes, documents)) + sum(map(template_bytes, templates.values()))
         assert cache.bytes <= max_bytes
         assert len(cache) <= max_entries
 

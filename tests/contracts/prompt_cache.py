@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiocache.lock import OptimisticLock, OptimisticLockError
 
-from sidecar.core.model import Entry, PromptKey
+from sidecar.core.model import Document, Entry, PromptKey
 from sidecar.core.policy import Policy
 from tests.fakes import document
 from tests.harness import ManualClock
@@ -15,7 +15,7 @@ KEY = PromptKey(1, "explain")
 NEIGHBOURS = (PromptKey(12, "explain"), PromptKey(1, "explain_more"), PromptKey(2, "explain"))
 
 
-def entry(source: str = "Explain {{ topic }} in {{ style }}.", **settings: str) -> Entry:
+def entry(source: str = "Explain {{ topic }} in {{ style }}.", **settings: str) -> Entry[Document]:
     """Make an entry as a fetch would."""
     return Entry.of(document(source, settings or {"style": "plain words"}), 0.0, 0.0, Policy())
 

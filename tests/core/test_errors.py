@@ -22,6 +22,8 @@ ROWS = {
     K.RESET: (True, V.FAILURE, True, False, 503),
     K.SERVER_ERROR: (True, V.FAILURE, True, False, 503),
     K.TOO_MANY_REQUESTS: (True, V.NEUTRAL, True, False, 503),
+    K.NOT_ADMITTED: (False, V.SUCCESS, True, False, 502),
+    K.ENDPOINT_GONE: (False, V.NEUTRAL, True, False, 503),
     K.GONE: (False, V.SUCCESS, False, True, None),
     K.REFUSED: (False, V.SUCCESS, False, False, None),
     K.GARBAGE: (False, V.FAILURE, True, False, 502),

@@ -1,8 +1,10 @@
 import math
 from enum import StrEnum
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,11 +13,14 @@ from sidecar.core.units import (
     BaseUrl,
     Choice,
     Either,
+    FilePath,
     Kind,
     ListenAddress,
+    Names,
     Switch,
     Whole,
     duration,
+    listed,
     percent,
     setting,
     size,
@@ -30,8 +35,11 @@ class Colour(StrEnum):
 DURATION = duration("0s", "30d")
 SIZE = size("0B", "1GiB")
 PERCENT = percent()
+BARE_PERCENT = percent(bare=True)
 LISTEN = ListenAddress()
 LOOPBACK = ListenAddress(loopback_only=True)
+NODES = Either("*", Names())
+FILE = Either("null", FilePath())
 
 READ = [
     (DURATION, "250ms", 0.25),
@@ -75,6 +83,29 @@ READ = [
     (BaseUrl(), "http://gateway/prompt-config/v1/", "http://gateway/prompt-config/v1"),
     (BaseUrl(), "http://[::1]:8002", "http://[::1]:8002"),
     (BaseUrl(), "http://compose_service:8002", "http://compose_service:8002"),
+    (BARE_PERCENT, "20%", 0.2),
+    (BARE_PERCENT, "12.5%", 0.125),
+    (BARE_PERCENT, "100", 1.0),
+    (BARE_PERCENT, "1", 0.01),
+    (BARE_PERCENT, "0", 0.0),
+    (Names(), "[]", frozenset[str]()),
+    (Names(), "[ ]", frozenset[str]()),
+    (Names(), "[a]", frozenset({"a"})),
+    (Names(), "[a, b]", frozenset({"a", "b"})),
+    (Names(), "a,b", frozenset({"a", "b"})),
+    (Names(), "  a ,  b ", frozenset({"a", "b"})),
+    (Names(), "a, b, a", frozenset({"a", "b"})),
+    (Names(), "two words, \u0443\u0437\u0435\u043b-1", frozenset({"two words", "\u0443\u0437\u0435\u043b-1"})),
+    (Names(), r'["a, b", "[c]" , "say \"d\"", "\u0065"]', frozenset({"a, b", "[c]", 'say "d"', "e"})),
+    (NODES, "*", None),
+    (NODES, "[]", frozenset[str]()),
+    (NODES, "a", frozenset({"a"})),
+    (FilePath(), "/etc/prompts.yaml", PosixPath("/etc/prompts.yaml")),
+    (FilePath(), "config/my prompts.yaml", PosixPath("config/my prompts.yaml")),
+    (FilePath(), "~/prompts.yaml", PosixPath("~/prompts.yaml")),
+    (FILE, "null", None),
+    (FILE, "./null", PosixPath("null")),
+    (FILE, "prompts.yaml", PosixPath("prompts.yaml")),
 ]
 
 
@@ -104,6 +135,15 @@ WRITTEN = [
     (Switch(), True, "true"),
     (Either("auto", Switch()), None, "auto"),
     (LISTEN, Address("::1", 8002), "[::1]:8002"),
+    (BARE_PERCENT, 1.0, "100%"),
+    (Names(), frozenset({"b", "a"}), "[a, b]"),
+    (Names(), frozenset({"guard.v-2", "a, b", "-x", 'say "d"'}), r'["-x", "a, b", guard.v-2, "say \"d\""]'),
+    (Names(), frozenset(), "[]"),
+    (NODES, None, "*"),
+    (FILE, None, "null"),
+    (FILE, Path("/etc/prompts.yaml"), "/etc/prompts.yaml"),
+    (FILE, Path("null"), "./null"),
+    (FilePath(), Path("-rf"), "./-rf"),
 ]
 
 
@@ -136,6 +176,13 @@ REFUSED = [
     *((BaseUrl(), text) for text in ("http://config:65536", "http://config:port", "http://user:pass@config")),
     *((BaseUrl(), text) for text in ("http://config?a=1", "http://config#a", "http://config/a b", "http://config\n")),
     *((BaseUrl(), text) for text in ("http://[::1", "http://[1.2.3.4]", "http://1.2.3", "http://config/@x")),
+    *((BARE_PERCENT, text) for text in ("101", "101%", "0.5", "1.0", "-1", "%", "1e1", "\u0661", "true")),
+    *((Names(), text) for text in ("", " ", ",", "a,", ",a", "a,,b", "[a,]", "[,]", "[a", "a]", "[[a]]", "a[1]")),
+    *((Names(), text) for text in ('""', '[a, ""]', '"a', 'a"b"', '"a" b', r'"\x"', '"a\tb"', r'"\ud800"', "a\nb")),
+    *((Names(), text) for text in ("*", "[*]", "guard_*", "a, *", '"*"', "\ud800")),
+    *((NODES, text) for text in ("", "[*]", "a, *")),
+    *((FilePath(), text) for text in ("", " ", "~", "a\x00b", "a\nb", "\ud800")),
+    *((FILE, text) for text in ("", "~")),
 ]
 
 
@@ -157,6 +204,9 @@ ALLOWED = [
     (Switch(), "true | false"),
     (Either("auto", Choice(Colour)), "auto | red | dark-blue"),
     (BaseUrl(), "http(s)://host[:port][/path], without user, password, query or fragment"),
+    (BARE_PERCENT, "a percentage from 0% to 100%, with its unit (%) or as a whole number"),
+    (NODES, "* | a list of names such as [a, b]"),
+    (FILE, "null | a file path"),
     (
         LISTEN,
         "host:port such as 127.0.0.1:8002 or [::1]:8002 (quoted in YAML), port 0 to 65535 (0: any free one)",
@@ -176,6 +226,8 @@ def test_a_kind_says_what_it_allows(kind: Kind[Any], allowed: str) -> None:
         pytest.param(SIZE, "64", "write a unit: 64B or 64KiB", id="size"),
         pytest.param(PERCENT, "20", "write a unit: 20%", id="percentage"),
         pytest.param(Either("upstream", DURATION), "4", "write a unit: 4ms or 4s", id="word or duration"),
+        pytest.param(BARE_PERCENT, "0.5", "write a unit: 0.5%", id="bare percentage"),
+        pytest.param(NODES, "guard_*", "each is a whole name, * stands for none", id="names"),
         pytest.param(LOOPBACK, "0.0.0.0:80", "in this version only the sidecar's own pod may reach it", id="listener"),
     ],
 )
@@ -198,6 +250,14 @@ ADDRESSES = st.builds(
     st.ip_addresses().map(str).filter(lambda host: "%" not in host) | st.sampled_from(["localhost", "a.b-c", "a_b"]),
     st.integers(0, 65535),
 )
+NAMES = st.frozensets(
+    (st.text(min_size=1) | st.text(", []\"'\\#:~", min_size=1)).filter(
+        lambda name: name.isprintable() and "*" not in name
+    )
+)
+PATHS = (st.text(min_size=1) | st.text("./~ nul-", min_size=1)).filter(
+    lambda text: text.isprintable() and text.strip() not in {"", "~"}
+)
 ROUND_TRIPS: list[tuple[str, Kind[Any], st.SearchStrategy[Any]]] = [
     ("duration", DURATION, st.floats(1e-9, 2_592_000) | st.integers(0, 2_592_000_000).map(lambda ms: ms / 1000)),
     ("size", SIZE, st.integers(0, 2**30)),
@@ -207,6 +267,11 @@ ROUND_TRIPS: list[tuple[str, Kind[Any], st.SearchStrategy[Any]]] = [
     ("switch", Switch(), st.booleans()),
     ("either", Either("auto", SIZE), st.none() | st.integers(0, 2**30)),
     ("address", LISTEN, ADDRESSES),
+    ("bare percentage", BARE_PERCENT, st.floats(1e-9, 1) | st.integers(0, 100).map(lambda n: n / 100)),
+    ("names", Names(), NAMES),
+    ("nodes", NODES, st.none() | NAMES),
+    ("file", FilePath(), PATHS.map(Path)),
+    ("file or null", FILE, st.none() | PATHS.map(Path)),
     ("url", BaseUrl(), ADDRESSES.filter(lambda address: address.port > 0).map(lambda address: f"http://{address}/a")),
 ]
 
@@ -272,3 +337,31 @@ def test_an_address_shows_itself_as_it_is_written() -> None:
 def test_a_setting_carries_its_kind_and_its_reason() -> None:
     field: Any = setting(4.0, DURATION, "because")
     assert (field.default, dict(field.metadata)) == (4.0, {"kind": DURATION, "reason": "because"})
+
+
+def test_listed_names_are_yaml_too() -> None:
+    names = [
+        "a",
+        "two words",
+        "a, b",
+        "[c]",
+        "#d",
+        "e: f",
+        'say "g"',
+        "it's",
+        "\\h",
+        "-i",
+        "~",
+        "null",
+        "\u0443\u0437\u0435\u043b",
+        "",
+    ]
+    assert yaml.load(listed(names), Loader=yaml.BaseLoader) == names
+
+
+def test_a_long_text_of_names_is_read_in_time() -> None:
+    many = frozenset(f"node_{number}" for number in range(20_000))
+    assert Names().parse(listed(many)) == many
+    for text in ("a" + " " * 200_000 + '"', " " * 200_000 + '"', '"' + "\\\\" * 100_000):
+        with pytest.raises(ValueError, match="a list of names"):
+            Names().parse(text)

@@ -196,3 +196,17 @@ async def test_pipelined_requests_of_two_users_are_answered_in_their_order() -> 
             requests += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         answers = await sidecar.raw(requests)
         assert re.findall(rb'"prompt":"node=a user=(\d+)', answers) == [b"1", b"12", b"1", b"2"]
+
+
+async def test_an_answer_that_nobody_asked_for_is_never_taken_for_the_next_ones() -> None:
+    """A service or a proxy may say something on an idle connection (a 408, an answer twice)."""
+
+    async def twice(exchange: Exchange) -> None:
+        mine = prompt_data("Explain {{ topic }} to {{ style }}.", {"style": f"user {exchange.user}"})
+        theirs = prompt_data("Explain {{ topic }} to {{ style }}.", {"style": "somebody else"})
+        await exchange.answer(mine)
+        await exchange.answer(theirs)
+
+    async with raw_upstream(twice) as upstream, sidecar_with(settings_for(upstream.url)) as sidecar:
+        for user in range(1, 6):
+            assert f"user {user}" in (await sidecar.ask(user)).prompt

@@ -130,7 +130,6 @@ BROKEN_BODIES = {
     "a context that is text": encoded(context="topic"),
     "a context that is null": encoded(context=None),
     "a context with a lone surrogate": encoded(context={"topic": "\ud800"}),
-    "a context key with a lone surrogate": encoded(context={"topic": "x", "\ud800": "x"}),
 }
 
 

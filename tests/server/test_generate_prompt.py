@@ -10,7 +10,7 @@ import pytest
 from sidecar.core.decision import Directives
 from sidecar.core.errors import FailureKind, UpstreamFailure
 from sidecar.core.events import Outcome, RequestOutcome
-from sidecar.server.generate_prompt import PATH, GeneratePrompt
+from sidecar.server.generate_prompt import PATH, GeneratePrompt, Reader
 from sidecar.server.listener import Routes
 from tests.fakes import World, answered, document, loop_time
 from tests.wire import Answer, Serving, get, post, serving, until, wire
@@ -27,7 +27,10 @@ def body(**changes: Any) -> bytes:
 @asynccontextmanager
 async def listening(world: World, *, max_body: int = 1000, deadline: float = 4.0) -> AsyncIterator[Serving]:
     observe = world.events.append
-    answer = GeneratePrompt(world.manager, observer=observe, clock=loop_time, max_body=max_body, deadline=deadline)
+    reader = Reader(
+        observer=observe, clock=loop_time, max_body=max_body, deadline=deadline, as_today=lambda: world.as_today
+    )
+    answer = GeneratePrompt(world.manager, reader, clock=loop_time)
     async with serving(Routes({("POST", PATH): answer}), events=world.events) as served:
         yield served
     await world.settle()

@@ -269,14 +269,16 @@ async def test_a_client_that_leaves_before_its_answer_is_no_error(caplog: pytest
 
 
 async def test_a_crash_is_told_even_if_the_client_has_gone(caplog: pytest.LogCaptureFixture) -> None:
-    asked, gone = asyncio.Event(), asyncio.Event()
+    asked = asyncio.Event()
     requests: list[web.BaseRequest] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
         requests.append(request)
         asked.set()
-        await gone.wait()
-        raise RuntimeError(SECRET)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError(SECRET)
 
     async with serving(answer) as served:
         async with wire(served.port) as client:
@@ -284,7 +286,6 @@ async def test_a_crash_is_told_even_if_the_client_has_gone(caplog: pytest.LogCap
             await asked.wait()
             client.abort()
         await until(lambda: requests[0].transport is None)
-        gone.set()
         await until(lambda: not served.server.connections)
         assert [type(event) for event in served.events] == [Crashed]
     assert caplog.records == []

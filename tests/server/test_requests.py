@@ -6,7 +6,13 @@ import json
 import pytest
 
 from sidecar.core.decision import NO_DIRECTIVES, Directives
-from sidecar.server.requests import BadRequestError, is_json, parse_cache_control, parse_prompt_request
+from sidecar.server.requests import (
+    BadRequestError,
+    UnreadableBodyError,
+    is_json,
+    parse_cache_control,
+    parse_prompt_request,
+)
 
 GOOD = {"user_id": 7, "node_name": "explain", "context": {"topic": "tides"}}
 
@@ -71,10 +77,8 @@ def test_a_context_that_is_no_object_is_named(given: object) -> None:
         pytest.param(b"{'user_id': 1001}", "not JSON at position 1", id="single quotes"),
         pytest.param(b'{"user_id": 1001,}', "not JSON at position", id="trailing comma"),
         pytest.param(b'{"user_id": 1, "node_name": "x", "context": {"a": "\x01"}}', "not JSON", id="control character"),
-        pytest.param(b'{"user_id": 1, "node_name": "\xff\xfe"}', "not valid UTF-8", id="wrong encoding"),
         pytest.param(b"[" * 100_000 + b"]" * 100_000, "nested too deeply", id="100,000 lists"),
         pytest.param(b'{"context":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply", id="100,000 objects"),
-        pytest.param(b'{"user_id": ' + b"9" * 5000 + b"}", "not JSON", id="a number of 5,000 digits"),
         pytest.param(b"[]", "must be a JSON object", id="list"),
         pytest.param(b"null", "must be a JSON object", id="null"),
         pytest.param(b"1", "must be a JSON object", id="number"),
@@ -144,3 +148,20 @@ def test_cache_control_is_read(value: str | None, directives: Directives) -> Non
 )  # fmt: skip
 def test_json_is_read_and_nothing_else(value: str | None, read: bool) -> None:
     assert is_json(value) is read
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"user_id": 1, "node_name": "\xff\xfe"}', id="wrong encoding"),
+        pytest.param(b'{"user_id": ' + b"9" * 5000 + b"}", id="a number of 5,000 digits"),
+    ],
+)
+def test_what_python_cannot_read_as_text_is_not_called_a_breach_of_the_schema(body: bytes) -> None:
+    with pytest.raises(UnreadableBodyError):
+        parse_prompt_request(body)
+
+
+def test_a_name_with_a_lone_surrogate_is_read_as_the_config_service_answers_with_it() -> None:
+    body = rb'{"user_id": 1, "node_name": "explain", "context": {"\ud800": "v"}}'
+    assert parse_prompt_request(body).context == {"\ufffd\ufffd\ufffd": "v"}

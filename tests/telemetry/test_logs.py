@@ -130,13 +130,18 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         FetchFailed(None, FailureKind.GARBAGE, "the config service answered with what is not JSON"),
         "warning",
         "fetch_failed",
-        {"node": "other", "reason": "garbage", "detail": "the config service answered with what is not JSON"},
+        {
+            "node": "other",
+            "reason": "garbage",
+            "detail": "the config service answered with what is not JSON",
+            "endpoint": "prompt-data",
+        },
     ),
     "a fetch that was answered": (
         FetchFailed("explain", FailureKind.GONE, "the config service answered 404"),
         "info",
         "fetch_failed",
-        {"node": "explain", "reason": "gone", "detail": "the config service answered 404"},
+        {"node": "explain", "reason": "gone", "detail": "the config service answered 404", "endpoint": "prompt-data"},
     ),
     "an eviction": (Evicted("explain"), "info", "entry_evicted", {"node": "explain"}),
     "an empty placeholder": (

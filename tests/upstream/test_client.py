@@ -410,7 +410,8 @@ async def test_a_4xx_without_a_type_is_passed_on_as_bytes() -> None:
 async def test_a_429_or_5xx_is_no_answer_and_its_retry_after_is_kept(status: int, kind: FailureKind) -> None:
     async with upstream_that(answers(status=status, Retry_After="7")) as (client, _):
         failure = await failure_of(client)
-    assert (failure.kind, failure.status, failure.retry_after, failure.answer) == (kind, status, 7, None)
+    nothing = Answer(status, b"", "application/octet-stream")
+    assert (failure.kind, failure.status, failure.retry_after, failure.answer) == (kind, status, 7, nothing)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sidecar.core.events import Event, Retried, UpstreamAttempt
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.retry import RetryBudget, RetryRule, Rng
 from sidecar.upstream.breaker import Breaker
-from sidecar.upstream.guarded import Confirmation, GuardedSource
+from sidecar.upstream.guarded import Bulkhead, Confirmation, Guard, GuardedSource
 from tests.fakes import Still, answered, document, loop_time
 
 pytestmark = pytest.mark.looptime
@@ -109,7 +109,7 @@ class World:
         self.events: list[Event] = []
         self.upstream = Scripted(steps)
         self.in_flight = in_flight
-        self.bulkhead = asyncio.Semaphore(in_flight)
+        self.bulkhead = Bulkhead(in_flight)
         self.breaker = Breaker(
             "upstream",
             fail_max=fail_max,
@@ -118,8 +118,7 @@ class World:
             clock=loop_time,
             observer=lambda _: None,
         )
-        self.source = GuardedSource(
-            self.upstream,
+        self.guard = Guard(
             breaker=self.breaker,
             bulkhead=self.bulkhead,
             rule=rule,
@@ -130,10 +129,11 @@ class World:
             observer=self.events.append,
             max_quiet=RESET_TIMEOUT,
         )
+        self.source: GuardedSource[PromptKey, Document] = GuardedSource(self.guard, self.upstream)
 
     async def fetch(
         self, *, within: float = 3.9, known: Document | None = None, key: PromptKey = KEY
-    ) -> Confirmation | UpstreamFailure:
+    ) -> Confirmation[Document] | UpstreamFailure:
         try:
             return await self.source.fetch(key, known, loop_time() + within)
         except UpstreamFailure as failure:
@@ -151,7 +151,9 @@ class World:
         assert isinstance(failure, UpstreamFailure)
         return failure.kind
 
-    def begins(self, *, within: float = 3.9, key: PromptKey = KEY) -> asyncio.Task[Confirmation | UpstreamFailure]:
+    def begins(
+        self, *, within: float = 3.9, key: PromptKey = KEY
+    ) -> asyncio.Task[Confirmation[Document] | UpstreamFailure]:
         return asyncio.get_running_loop().create_task(self.fetch(within=within, key=key))
 
     @property
@@ -167,7 +169,7 @@ class World:
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 for _ in range(self.in_flight):
-                    await self.bulkhead.acquire()
+                    await self.bulkhead.take(1)
                 return self.breaker.open_for() is None
         return False
 

@@ -202,6 +202,8 @@ WRONG_SHAPES: dict[str, dict[str, Any]] = {
     "template: an open string": {"template": f"{{{{ '{CANARY}"},
     "template: a block without its end": {"template": f"{CANARY} {{% if topic %}} {CANARY}"},
     "template: an end without its block": {"template": f"{CANARY} {{% endfor %}}"},
+}
+NOT_ADMITTED: dict[str, dict[str, Any]] = {
     "template: a private attribute": {"template": f"{CANARY} {{{{ topic.__class__ }}}}"},
     "template: another file": {"template": f"{{% include '{CANARY}' %}}"},
     "template: a repetition": {"template": f"{{{{ '{CANARY}' * 1000000 }}}}"},
@@ -216,6 +218,28 @@ async def test_json_of_the_wrong_shape_is_a_bad_document_and_nothing_of_it_is_to
     assert caught.value.kind is FailureKind.BAD_DOCUMENT
     assert caught.value.detail.startswith("the config service answered with ")
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", NOT_ADMITTED.values(), ids=NOT_ADMITTED)
+async def test_a_template_beyond_what_is_rendered_here_is_told_apart_from_a_broken_one(changes: dict[str, Any]) -> None:
+    with pytest.raises(UpstreamFailure) as caught:
+        await read(body_of(**changes))
+    assert caught.value.kind is FailureKind.NOT_ADMITTED
+    assert CANARY not in str(caught.value)
+
+
+WHOSE: dict[str, tuple[dict[str, Any], str]] = {
+    "another user": ({"user_id": 8}, "another user"),
+    "another user, as text": ({"user_id": "8"}, "another user"),
+    "another node": ({"node_name": "other"}, "another node"),
+}
+
+
+@pytest.mark.parametrize(("changes", "whose"), WHOSE.values(), ids=WHOSE)
+async def test_a_document_that_says_it_is_anothers_is_refused(changes: dict[str, Any], whose: str) -> None:
+    with pytest.raises(UpstreamFailure, match=whose) as caught:
+        await read(body_of(**changes))
+    assert caught.value.kind is FailureKind.BAD_DOCUMENT
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"canary-7f3a"', b"true", b"{}", b"[" * 100_000])

@@ -1,0 +1,195 @@
+"""How a document is come by in each generation of the config service (contract §2)."""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+from sidecar.core.cache_status import Forward, Provenance
+from sidecar.core.errors import PromptError, UpstreamFailure
+from sidecar.core.model import Document, PromptKey, SettingsKey, UserSettings
+from sidecar.core.policy import Policy
+from sidecar.core.prompt import CompiledTemplate
+from sidecar.core.today import refused_values, template_not_found
+from sidecar.service.ports import TemplateSet
+from sidecar.service.resources import Diverted, Obtained, Resources, Terms
+
+LARGEST_USER = 2**63 - 1
+"""Today's service keeps users by a 64-bit number, and gives one beyond it no settings (recorded)."""
+COMPOSED = 1024
+"""Documents kept ready of template and settings that came apart; about 4 KB each."""
+_NO_SETTINGS = Provenance(hit=True, detail="no-settings")
+
+
+class Generation(StrEnum):
+    """The generations, by the names of `upstream.api`."""
+
+    PROMPT_DATA = "prompt-data"
+    PLACEHOLDERS = "placeholders"
+    PASSTHROUGH = "passthrough"
+
+
+class Wanted(NamedTuple):
+    """Whose prompt for which node; the request's own content, or None where only the static parts are asked for."""
+
+    user_id: int
+    node_name: str
+    context: Mapping[str, Any] | None
+
+
+class Ready(NamedTuple):
+    """A document, and how it was come by."""
+
+    document: Document
+    provenance: Provenance
+    required: frozenset[str]
+    """What only a request can give."""
+    fresh_for: float = 0.0
+    """Seconds of freshness left."""
+
+
+class Documents(Protocol):
+    """Where a prompt's static parts come from, in one generation that renders here."""
+
+    generation: Generation
+
+    async def document(self, wanted: Wanted, terms: Terms) -> Ready:
+        """Return the document; raises `PromptError`, or `Diverted`."""
+        ...
+
+    def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
+        """Return what is kept instead of what failed, if the policy allows it now."""
+        ...
+
+    async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
+        """Return the document as the upstream has it now; None where it cannot be had."""
+        ...
+
+    def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
+        """Return whether what is kept, if anything, is past half of its use."""
+        ...
+
+
+class FromPromptData:
+    """Template and settings together, by user and node."""
+
+    generation = Generation.PROMPT_DATA
+
+    def __init__(self, resources: Resources[PromptKey, Document], confirm: Callable[[str], None]) -> None:
+        self._resources = resources
+        self._confirm = confirm
+
+    async def document(self, wanted: Wanted, terms: Terms) -> Ready:
+        """Return the document; raises `PromptError`, or `Diverted`."""
+        obtained = await self._resources.obtain(_key(wanted), terms)
+        self._confirm(wanted.node_name)
+        return _ready(obtained, obtained.entry.document, obtained.entry.document.required)
+
+    def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
+        """Return what is kept instead of what failed, if the policy allows it now."""
+        kept = self._resources.instead(_key(wanted), terms, failure, forward)
+        return None if kept is None else _ready(kept, kept.entry.document, kept.entry.document.required)
+
+    async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
+        """Return the document as the upstream has it now; None where it cannot be had."""
+        landed = await self._resources.refresh(_key(wanted), terms)
+        if isinstance(landed, UpstreamFailure):
+            return None
+        self._confirm(wanted.node_name)
+        return landed.entry.document
+
+    def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
+        """Return whether what is kept, if anything, is past half of its use."""
+        return self._resources.is_aging(_key(wanted), policy)
+
+
+class FromPlaceholders:
+    """The settings of a user by one call for all nodes, the templates from the service's own file."""
+
+    generation = Generation.PLACEHOLDERS
+
+    def __init__(
+        self, resources: Resources[SettingsKey, UserSettings], templates: TemplateSet, confirm: Callable[[str], None]
+    ) -> None:
+        self._resources = resources
+        self._templates = templates
+        self._confirm = confirm
+
+    async def document(self, wanted: Wanted, terms: Terms) -> Ready:
+        """Return the document; raises `PromptError`, or `Diverted`."""
+        template = self._template(wanted.node_name)
+        context = wanted.context
+        if context is not None and (refused := refused_values(context)):
+            raise PromptError(400, refused, reason="schema", provenance=Provenance(detail="request"))
+        if _needs_nobody(wanted, template):
+            return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
+        obtained = await self._resources.obtain(SettingsKey(wanted.user_id), terms)
+        return _composed(obtained, template)
+
+    def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
+        """Return what is kept instead of what failed, if the policy allows it now."""
+        try:
+            template = self._template(wanted.node_name)
+        except (PromptError, Diverted):
+            return None
+        if _needs_nobody(wanted, template):
+            return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
+        kept = self._resources.instead(SettingsKey(wanted.user_id), terms, failure, forward)
+        return None if kept is None else _composed(kept, template)
+
+    async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
+        """Return the document as the upstream has it now; None where it cannot be had."""
+        try:
+            template = self._template(wanted.node_name)
+        except (PromptError, Diverted):
+            return None
+        if _needs_nobody(wanted, template):
+            return _compose(_NOBODY, template)
+        landed = await self._resources.refresh(SettingsKey(wanted.user_id), terms)
+        return None if isinstance(landed, UpstreamFailure) else _compose(landed.entry.document, template)
+
+    def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
+        """Return whether what is kept, if anything, is past half of its use."""
+        return self._resources.is_aging(SettingsKey(wanted.user_id), policy)
+
+    def _template(self, node_name: str) -> CompiledTemplate:
+        try:
+            template = self._templates.find(node_name)
+        except UpstreamFailure as failure:
+            raise Diverted(failure, Forward.BYPASS) from failure
+        if template is None:
+            raise PromptError(
+                400, template_not_found(node_name), reason="unknown_node", provenance=Provenance(detail="request")
+            )
+        self._confirm(node_name)
+        return template
+
+
+_NOBODY = UserSettings({})
+
+
+def _needs_nobody(wanted: Wanted, template: CompiledTemplate) -> bool:
+    """Return whether the service reads no settings for this: the context has it all, or there can be no such user."""
+    covered = wanted.context is not None and template.names <= wanted.context.keys()
+    return covered or wanted.user_id > LARGEST_USER
+
+
+def _key(wanted: Wanted) -> PromptKey:
+    return PromptKey(wanted.user_id, wanted.node_name)
+
+
+def _ready(obtained: Obtained[Any], document: Document, required: frozenset[str]) -> Ready:
+    entry, provenance = obtained
+    left = entry.hit_until - entry.confirmed_at - provenance.age if provenance.ttl is None else provenance.ttl
+    return Ready(document, provenance, required, max(0.0, left))
+
+
+def _composed(obtained: Obtained[UserSettings], template: CompiledTemplate) -> Ready:
+    settings = obtained.entry.document
+    return _ready(obtained, _compose(settings, template), template.names - settings.values.keys())
+
+
+@lru_cache(maxsize=COMPOSED)
+def _compose(settings: UserSettings, template: CompiledTemplate) -> Document:
+    """Put together what came apart; the template's other variables are for the request to give, or stay empty."""
+    return Document.of(template, settings.values, required=frozenset(), stated_ttl=None, etag=None)

@@ -1,0 +1,344 @@
+"""What the upstream serves and the policy lets us keep: look up, decide, serve or fetch. One engine for all of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar, assert_never
+
+from sidecar.core.cache_status import Forward, Provenance
+from sidecar.core.decision import NO_DIRECTIVES, Action, Directives, after_failure, decide
+from sidecar.core.errors import DIVERTING, FailureKind, PromptError, UpstreamFailure
+from sidecar.core.events import Coalesced, Evicted, FetchFailed
+from sidecar.core.freshness import State, Windows, state_of, strategy_for, windows
+from sidecar.core.model import Entry, Kept, Key, hollowed, may_replace
+from sidecar.core.policy import Policy, Strategy
+from sidecar.core.retry import Rng
+from sidecar.service.background import Background
+from sidecar.service.ports import Cache, Clock, Observer, Source
+from sidecar.service.single_flight import Joined, SingleFlight, wait
+from sidecar.service.writes import Writes
+
+ANSWER_MARGIN = 0.1
+"""Seconds before the deadline (a tenth of it at most) at which a fetch gives up, so that the answer leaves in time."""
+
+K = TypeVar("K", bound=Key)
+V = TypeVar("V", bound=Kept)
+
+
+class View(NamedTuple):
+    """An entry as it looks at one instant, under its policy."""
+
+    strategy: Strategy
+    state: State
+    age: float
+    windows: Windows
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since freshness ended; negative while fresh."""
+        return self.age - self.windows.fresh_for
+
+
+_NOTHING = Windows(0.0, 0.0, 0.0)
+
+
+def look(entry: Entry[V] | None, policy: Policy, now: float) -> View:
+    """Return how an entry looks at `now`."""
+    if entry is None:
+        return View(strategy_for(policy, None), State.ABSENT, 0.0, _NOTHING)
+    stated = entry.document.stated_ttl
+    w = windows(policy, stated, entry.spread)
+    age = now - entry.confirmed_at
+    return View(strategy_for(policy, stated), state_of(age, w), age, w)
+
+
+class Terms(NamedTuple):
+    """On what terms something is asked for."""
+
+    policy: Policy
+    directives: Directives
+    began_at: float
+    deadline: float
+    label: str | None = None
+    """What telemetry may call it."""
+
+    @property
+    def margin(self) -> float:
+        """Seconds kept back from the deadline for rendering and writing."""
+        return min(ANSWER_MARGIN, self.deadline / 10)
+
+    @property
+    def deadline_at(self) -> float:
+        """The instant at which a fetch for this request must have ended."""
+        return self.began_at + self.deadline - self.margin
+
+
+@dataclass(frozen=True, slots=True)
+class Landed(Generic[V]):
+    """What a fetch brought: an entry, and whether it was kept."""
+
+    entry: Entry[V]
+    stored: bool
+
+
+class Obtained(NamedTuple, Generic[V]):
+    """What answers a request, and how it was come by."""
+
+    entry: Entry[V]
+    provenance: Provenance
+
+
+class Diverted(Exception):
+    """This way is closed, another may be open; `failure` says why, `forward` why the upstream was asked."""
+
+    def __init__(self, failure: UpstreamFailure, forward: Forward) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+        self.forward = forward
+
+
+class Resources(Generic[K, V]):
+    """Entries of one kind, from one endpoint."""
+
+    def __init__(
+        self,
+        *,
+        source: Source[K, V],
+        cache: Cache,
+        writes: Writes,
+        clock: Clock,
+        rng: Rng,
+        background: Background,
+        observer: Observer,
+        keep_under: Callable[[Policy], Iterable[Policy]] = lambda policy: (policy,),
+        may_keep: Callable[[V], bool] = lambda _: True,
+    ) -> None:
+        """`keep_under`: all the policies under which an entry fetched under one may be looked at."""
+        self._may_keep = may_keep
+        self._source = source
+        self._cache = cache
+        self._writes = writes
+        self._clock = clock
+        self._rng = rng
+        self._observe = observer
+        self._keep_under = keep_under
+        self._flights: SingleFlight[tuple[K, int], Landed[V] | UpstreamFailure] = SingleFlight(background, clock)
+
+    def peek(self, key: K) -> Entry[V] | None:
+        """Return what is kept, if no write made it void."""
+        entry: Entry[V] | None = self._cache.peek(key)
+        return None if entry is None or self._writes.is_void(key.owner, entry.epoch) else entry
+
+    async def obtain(self, key: K, terms: Terms) -> Obtained[V]:
+        """Decide by the stale table, and do it; raises `PromptError`, or `Diverted`."""
+        entry = self.peek(key)
+        now = self._clock()
+        if (
+            entry is not None
+            and now < entry.hit_until
+            and entry.policy is terms.policy
+            and terms.directives is NO_DIRECTIVES
+        ):
+            return Obtained(entry, Provenance(hit=True, ttl=entry.hit_until - now, age=now - entry.confirmed_at))
+        view = look(entry, terms.policy, now)
+        open_for = self._source.circuit_open_for()
+        circuit_open = open_for is not None
+        action = decide(
+            view.strategy,
+            view.state,
+            circuit_open=circuit_open,
+            directives=terms.directives,
+            staleness=view.staleness,
+        )
+        match action:
+            case Action.SERVE | Action.SERVE_AND_REVALIDATE:
+                assert entry is not None
+                if action is Action.SERVE_AND_REVALIDATE:
+                    self._join(key, terms, now + terms.deadline)
+                return Obtained(entry, _hit(view, action, circuit_open=circuit_open))
+            case Action.FETCH | Action.FETCH_BRIEFLY:
+                return await self._forward(key, terms, view, brief=action is Action.FETCH_BRIEFLY)
+            case Action.FAIL_CIRCUIT_OPEN:
+                failure = UpstreamFailure(
+                    FailureKind.CIRCUIT_OPEN,
+                    "the circuit to the config service is open after repeated failures",
+                    retry_after=open_for,
+                )
+                raise unavailable(failure, Provenance(detail="circuit-open"))
+            case Action.FAIL_NOT_CACHED:
+                raise PromptError(
+                    504,
+                    "Nothing usable is cached, and the request says only-if-cached.",
+                    reason="not_cached",
+                    provenance=Provenance(detail="only-if-cached"),
+                )
+            case _:
+                assert_never(action)
+
+    def is_aging(self, key: K, policy: Policy) -> bool:
+        """Return whether what is kept, if anything, is past half of its use."""
+        view = look(self.peek(key), policy, self._clock())
+        return view.age * 2 >= view.windows.usable_for
+
+    async def refresh(self, key: K, terms: Terms) -> Landed[V] | UpstreamFailure:
+        """Fetch whatever is kept, or share a fetch that is under way."""
+        return await wait(self._join(key, terms, terms.deadline_at).task, terms.deadline_at - self._clock())
+
+    def instead(
+        self, key: K, terms: Terms, failure: UpstreamFailure, forward: Forward, *, collapsed: bool = False
+    ) -> Obtained[V] | None:
+        """Return what is kept instead of what failed, if the policy allows it now."""
+        entry = self.peek(key)
+        view = look(entry, terms.policy, self._clock())
+        if entry is not None and after_failure(
+            view.strategy, view.state, failure.kind, directives=terms.directives, staleness=view.staleness
+        ):
+            return Obtained(
+                entry,
+                Provenance(
+                    forward=forward,
+                    forward_status=failure.status,
+                    collapsed=collapsed,
+                    ttl=-view.staleness,
+                    age=view.age,
+                    detail="network-timeout" if failure.kind is FailureKind.DEADLINE else "stale-if-error",
+                ),
+            )
+        return None
+
+    async def _forward(self, key: K, terms: Terms, before: View, *, brief: bool) -> Obtained[V]:
+        """Ask the upstream; return what it says, or what the policy allows instead."""
+        forward = _why_forwarded(terms, before)
+        began_after = terms.began_at if terms.directives.no_cache else None
+        last_moment = terms.deadline_at + terms.margin / 2  # the fetch's own end, and so its cause, comes first
+        patience_until = min(last_moment, self._clock() + terms.policy.network_timeout) if brief else last_moment
+        collapsed = False
+        own: object = None
+        while True:
+            flight = self._join(key, terms, terms.deadline_at, began_after=began_after)
+            if not flight.collapsed:
+                own = flight.task
+            elif flight.task is not own and not collapsed:
+                collapsed = True
+                self._observe(Coalesced(terms.label))
+            try:
+                landed = await wait(flight.task, patience_until - self._clock())
+            except TimeoutError:
+                landed = UpstreamFailure(FailureKind.DEADLINE, "the config service did not answer in time")
+            if isinstance(landed, Landed):
+                age = max(0.0, self._clock() - landed.entry.confirmed_at)
+                return Obtained(
+                    landed.entry, Provenance(forward=forward, stored=landed.stored, collapsed=collapsed, age=age)
+                )
+            if landed.kind in DIVERTING:
+                raise Diverted(landed, forward)
+            kept = self.instead(key, terms, landed, forward, collapsed=collapsed)
+            if kept is not None:
+                return kept
+            if landed.rule.status == 504 and self._clock() < terms.deadline_at and (brief or flight.collapsed):
+                # Time ran out, but not ours: either what was to be served instead has meanwhile grown too old, or the
+                # deadline that ended the flight was its first waiter's.
+                brief = False
+                patience_until = last_moment
+                continue
+            provenance = Provenance(
+                forward=forward,
+                forward_status=landed.status,
+                collapsed=collapsed,
+                detail=landed.kind.value.replace("_", "-"),
+            )
+            raise unavailable(landed, provenance)
+
+    def _join(
+        self, key: K, terms: Terms, deadline_at: float, *, began_after: float | None = None
+    ) -> Joined[Landed[V] | UpstreamFailure]:
+        lane = self._writes.lane(key.owner)  # never a fetch from before a write of the owner
+        return self._flights.join(
+            (key, lane), partial(self._fetch, key, terms.policy, terms.label, deadline_at), began_after=began_after
+        )
+
+    async def _fetch(
+        self, key: K, policy: Policy, label: str | None, deadline_at: float
+    ) -> Landed[V] | UpstreamFailure:
+        """Fetch for all who wait, keep what is good, evict what is contradicted."""
+        began_at = self._clock()
+        epoch = self._writes.ticket(key.owner)
+        known = self.peek(key)
+        old = known.document if known else None
+        try:
+            confirmed = await self._source.fetch(key, old, deadline_at)
+            if hollowed(confirmed.document, old):
+                raise UpstreamFailure(
+                    FailureKind.BAD_DOCUMENT,
+                    "the config service answered without any of the settings that it had before",
+                )
+        except UpstreamFailure as failure:
+            kept = self._cache.peek(key)
+            if failure.rule.evicts and kept is not None and kept.confirmed_at <= began_at:
+                await self._cache.delete(key)
+                self._observe(Evicted(label))
+            self._observe(FetchFailed(label, failure.kind, failure.detail, self._source.endpoint))
+            return failure
+        entry = Entry.of(confirmed.document, confirmed.confirmed_at, self._rng.uniform(-1.0, 1.0), policy, epoch or 0)
+        keep_for = max(
+            0.0 if each.strategy is Strategy.NETWORK_ONLY else _usable_for(each, entry)
+            for each in self._keep_under(policy)
+        )
+        stored = (
+            keep_for > 0
+            and self._may_keep(entry.document)
+            and epoch is not None
+            and not self._writes.is_void(key.owner, epoch)
+            and may_replace(entry, self.peek(key))
+        )
+        if stored:
+            await self._cache.set(key, entry, keep_for)
+        return Landed(entry, stored)
+
+
+def _usable_for(policy: Policy, entry: Entry[V]) -> float:
+    return windows(policy, entry.document.stated_ttl, entry.spread).usable_for
+
+
+def _hit(view: View, action: Action, *, circuit_open: bool) -> Provenance:
+    detail = None
+    if view.state is not State.FRESH:
+        if action is Action.SERVE_AND_REVALIDATE:
+            detail = "stale-while-revalidate"
+        elif circuit_open:
+            detail = "stale-if-error"
+        else:
+            detail = "max-stale" if view.state is State.USABLE else "stale-while-revalidate"
+    return Provenance(hit=True, ttl=-view.staleness, age=view.age, detail=detail)
+
+
+def _why_forwarded(terms: Terms, view: View) -> Forward:
+    """Name the reason for going forward (RFC 9211 §2.2)."""
+    if view.strategy is Strategy.NETWORK_ONLY:
+        return Forward.BYPASS
+    if terms.directives.no_cache:
+        return Forward.REQUEST
+    if view.state is State.ABSENT:
+        return Forward.MISS
+    return Forward.BYPASS if view.state is State.FRESH else Forward.STALE
+
+
+def unavailable(failure: UpstreamFailure, provenance: Provenance = Provenance()) -> PromptError:  # noqa: B008 — frozen
+    """Turn a failure that nothing may stand in for into the request's error."""
+    status = failure.rule.status
+    if status is None:
+        return PromptError(
+            failure.status or 502,
+            failure.detail,
+            reason=failure.kind.value,
+            answer=failure.answer,
+            provenance=provenance,
+        )
+    return PromptError(
+        status,
+        f"No prompt: {failure.detail}, and the policy allows no stale data.",
+        reason=failure.kind.value,
+        retry_after=max(1.0, failure.retry_after or 1.0) if status == 503 else None,
+        upstream_answer=failure.answer,
+        provenance=provenance,
+    )

@@ -1,0 +1,32 @@
+"""Writes that pass through: whose settings they may change, and when that is over (contract §4 promise 8)."""
+
+from collections.abc import Callable
+
+from sidecar.core.events import Written
+from sidecar.core.routes import written_user
+from sidecar.service.forwarding import WriteEnd
+from sidecar.service.ports import Observer
+from sidecar.service.writes import Writes
+
+
+class WriteWatch:
+    """Told by the reverse proxy of every request that may change something."""
+
+    def __init__(self, writes: Writes, *, settle_seconds: Callable[[], float], observer: Observer) -> None:
+        """`settle_seconds`: how long a write whose answer was lost may still take effect."""
+        self._writes = writes
+        self._settle_seconds = settle_seconds
+        self._observe = observer
+
+    def began(self, method: str, target: str) -> Callable[[WriteEnd], None]:  # noqa: ARG002 — every method may write
+        """Return what is told how the write ended, once; what belongs to no user belongs to all."""
+        owner = written_user(target)
+
+        def ended(end: WriteEnd) -> None:
+            if end is WriteEnd.NOT_SENT:
+                return
+            self._writes.ended(owner, unsettled_for=self._settle_seconds() if end is WriteEnd.LOST else 0.0)
+            if owner is not None:
+                self._observe(Written(end.value))
+
+        return ended

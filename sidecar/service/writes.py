@@ -1,0 +1,66 @@
+"""Read your writes: which entries a change of settings made void (contract §4 promise 8).
+
+Writes are counted, not timed: a fetch notes how many had passed when it began, and what it brings is void for a user
+with a later write. So it does not matter who is faster, nor whether the answer to the write was lost.
+"""
+
+import itertools
+from collections import OrderedDict
+from typing import NamedTuple
+
+from sidecar.service.ports import Clock
+
+MAX_MARKS = 100_000
+"""Users whose last write is remembered one by one (about 150 bytes each); beyond, the oldest are forgotten safely."""
+
+
+class _Mark(NamedTuple):
+    epoch: int
+    unsettled_until: float
+
+
+class Writes:
+    """The order of writes and fetches; `None` stands for what belongs to all users."""
+
+    def __init__(self, clock: Clock, *, max_marks: int = MAX_MARKS) -> None:
+        self._clock = clock
+        self._max_marks = max_marks
+        self._epoch = 0
+        self._floor = 0  # everybody's entries from before this are void: the price of a mark forgotten
+        self._marks: OrderedDict[int | None, _Mark] = OrderedDict()
+        self._solitary = itertools.count(1)
+
+    def ended(self, owner: int | None, *, unsettled_for: float = 0.0) -> None:
+        """Note a write that may have changed what is kept.
+
+        `unsettled_for`: seconds for which it may still take effect, where its answer was lost.
+        """
+        self._epoch += 1
+        before = self._marks.pop(owner, None)
+        until = self._clock() + unsettled_for if unsettled_for else 0.0
+        self._marks[owner] = _Mark(self._epoch, max(until, before.unsettled_until if before else 0.0))
+        if len(self._marks) > self._max_marks:
+            _, oldest = self._marks.popitem(last=False)
+            self._floor = max(self._floor, oldest.epoch)
+
+    def is_void(self, owner: int | None, epoch: int) -> bool:
+        """Return whether what was asked for at this epoch may have been overtaken by a write."""
+        mark = self._marks.get(owner)
+        if mark is None:
+            return epoch < self._floor
+        return epoch < mark.epoch or self._clock() < mark.unsettled_until
+
+    def ticket(self, owner: int | None) -> int | None:
+        """Return the epoch of a fetch that begins now, or None where nothing that it brings may be kept."""
+        mark = self._marks.get(owner)
+        return None if mark is not None and self._clock() < mark.unsettled_until else self._epoch
+
+    def lane(self, owner: int | None) -> int:
+        """Return what requests must have in common to share a fetch: none from before the owner's last write.
+
+        While a lost write may still take effect, each request has a lane of its own.
+        """
+        mark = self._marks.get(owner)
+        if mark is None:
+            return self._floor
+        return -next(self._solitary) if self._clock() < mark.unsettled_until else mark.epoch

@@ -1,0 +1,35 @@
+"""What the sidecar says of itself at `/status` (contract §5)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sidecar.service.ports import Clock
+from sidecar.settings import effective
+from sidecar.wiring import Core, installed_version
+
+
+def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[str, Any]:
+    """Return the state of the sidecar; nothing in it is content, a user or a secret."""
+    selection, templates, now = core.selection, core.templates, clock()
+    answer: dict[str, Any] = {
+        "version": installed_version(),
+        "ready": ready(),
+        "upstream": {
+            "url": core.settings.upstream.url,
+            "api": core.settings.upstream.api.value,
+            "generation": selection.current.value if selection.current else None,
+            "generation_seconds": None if selection.since is None else round(now - selection.since, 3),
+            "circuit": core.breaker.state,
+        },
+        "not_admitted": dict(core.manager.not_admitted) | (dict(templates.refused) if templates else {}),
+        "rollout": effective(core.settings.rollout),
+        "parity": {"set_aside": {node: digest[:12] for node, digest in core.shadow.set_aside.items()}},
+        "cache": {"entries": len(core.cache), "bytes": core.cache.bytes},
+    }
+    if templates is not None:
+        answer["templates_file"] = {
+            "path": str(templates.path),
+            "nodes": templates.nodes,
+            "error": templates.error,
+        }
+    return answer

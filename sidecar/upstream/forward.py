@@ -1,0 +1,203 @@
+"""Requests passed on to the upstream: streamed, byte for byte, and a write never twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from sidecar.core.errors import FailureKind, UpstreamFailure
+from sidecar.core.hop_by_hop import SAFE_METHODS, is_sound, values_of
+from sidecar.service.forwarding import ForwardRequest
+from sidecar.upstream.client import IDLE_SECONDS, SoundRequest
+
+MAX_HEAD_LINE = 65_536
+"""Bytes of a line of an answer's head; what the upstream sends to LearnFlow is its own affair, within reason."""
+MAX_HEADERS = 256
+OWN_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+"""What aiohttp would add."""
+
+
+class _Request(SoundRequest):
+    """A request that remembers the connection that it took."""
+
+    transport: asyncio.Transport | None = None
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Begin the request."""
+        self.transport = conn.transport
+        return await super().send(conn)
+
+
+async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Turn aiohttp's errors into ours before it sees them: it sends PUT and DELETE again when a connection breaks."""
+    try:
+        return await handler(request)
+    except BaseException as error:
+        if isinstance(request, _Request) and request.transport is not None:
+            request.transport.abort()  # a mere close would wait for an upstream that reads no more
+        if isinstance(error, (aiohttp.ClientError, OSError)):
+            raise _failure(error) from error
+        raise
+
+
+def _failure(error: aiohttp.ClientError | OSError) -> UpstreamFailure:
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return UpstreamFailure(
+                FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
+            )
+        case aiohttp.ClientConnectorError():
+            return UpstreamFailure(FailureKind.CONNECT_ERROR, "no connection to the config service")
+        case aiohttp.ClientResponseError():
+            return UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP")
+        case _:
+            return UpstreamFailure(
+                FailureKind.RESET, "the connection to the config service broke before its answer was whole"
+            )
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.append(True)
+
+
+def _trace() -> aiohttp.TraceConfig:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
+    return trace
+
+
+class Forwarder:
+    """Passes requests on.
+
+    Safe requests without a body share kept connections, and one that finds its connection dead (the config service
+    closes idle ones) is sent once more. All others go out on a connection of their own, once.
+    """
+
+    def __init__(self, base_url: str, *, connect_timeout: float) -> None:
+        base = URL(base_url, encoded=True)
+        self._scheme, self._authority, self._prefix = base.scheme, base.raw_authority, base.raw_path.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
+        # The proxy's bulkhead is the limit.
+        self._kept = self._session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS), _trace())
+        self._single = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+
+    def _session(self, connector: aiohttp.TCPConnector, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            skip_auto_headers=OWN_HEADERS,
+            max_line_size=MAX_HEAD_LINE,
+            max_field_size=MAX_HEAD_LINE,
+            max_headers=MAX_HEADERS,
+            middlewares=(_once,),
+            request_class=_Request,
+            trace_configs=list(traces),
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._kept.close()
+        await self._single.close()
+
+    @asynccontextmanager
+    async def open(self, request: ForwardRequest) -> AsyncIterator["Answer"]:
+        """Send a request, and bring the head of its answer; raises `UpstreamFailure`."""
+        answer = Answer(await self._send(request))
+        try:
+            if not is_sound(answer.status, answer.reason, answer.headers):
+                raise UpstreamFailure(
+                    FailureKind.GARBAGE, "the config service answered with a head that cannot be passed on"
+                )
+            yield answer
+        finally:
+            await answer.close()
+
+    async def _send(self, request: ForwardRequest) -> aiohttp.ClientResponse:
+        if request.body is None and request.method in SAFE_METHODS:
+            reused: list[bool] = []
+            try:
+                return await self._ask(self._kept, request, trace_request_ctx=reused)
+            except UpstreamFailure as failure:
+                if failure.kind is not FailureKind.RESET or not reused:
+                    raise
+        return await self._ask(self._single, request)
+
+    async def _ask(
+        self, session: aiohttp.ClientSession, request: ForwardRequest, **options: Any
+    ) -> aiohttp.ClientResponse:
+        return await session.request(
+            request.method,
+            self._url(request.target),
+            headers=request.headers,
+            data=request.body,
+            allow_redirects=False,
+            **options,
+        )
+
+    def _url(self, target: str) -> URL:
+        """Return a URL with this target, whatever it holds: as an encoded path, query and all, it is not read."""
+        path = target if target == "*" else self._prefix + target
+        return URL.build(scheme=self._scheme, authority=self._authority, path=path, encoded=True)
+
+
+def _seen(lost: "asyncio.Future[None]") -> None:
+    """Look at a lost connection's error, so that asyncio does not complain of it."""
+    lost.exception()
+
+
+class Answer:
+    """An answer whose body is still coming; see `service.forwarding.ForwardAnswer`."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._content = response.content
+        self.status = response.status
+        self.reason = (response.reason or "").encode("utf-8", "surrogateescape").decode("latin-1")
+        self.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
+        self._until_close = not values_of(self.headers, "content-length") and not values_of(
+            self.headers, "transfer-encoding"
+        )
+        connection = response.connection  # None: all of it is here
+        protocol = None if connection is None else connection.protocol
+        self._lost: asyncio.Future[None] | None = None if protocol is None else protocol.closed
+        if self._lost is not None:
+            self._lost.remove_done_callback(_seen)  # once for each connection, however many answers it brings
+            self._lost.add_done_callback(_seen)
+            self._lost.add_done_callback(self._broke)
+
+    def _broke(self, _: "asyncio.Future[None]") -> None:
+        """End a body that aiohttp forgets: after a chunk that is none, it lets the reader wait forever."""
+        if not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(aiohttp.ClientPayloadError("the body is not valid HTTP/1.1"))
+
+    async def read(self) -> bytes:
+        """Return the next piece, and nothing at the end; raises `UpstreamFailure` where the body breaks off."""
+        try:
+            piece = await self._content.readany()
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+            raise UpstreamFailure(FailureKind.RESET, "the config service's answer broke off") from error
+        # A body that ends with the connection ends well only where the connection does; aiohttp takes both for the end.
+        lost = self._lost
+        if not piece and self._until_close and lost is not None and lost.done() and lost.exception() is not None:
+            raise UpstreamFailure(FailureKind.RESET, "the config service's answer broke off")
+        return piece
+
+    async def close(self) -> None:
+        """Give the connection back if the exchange is whole, else break it."""
+        if self._lost is not None:
+            self._lost.remove_done_callback(self._broke)
+        response = self._response
+        connection = response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()  # as in `_once`
+        response.close()
+        await response.wait_for_close()

@@ -1,0 +1,42 @@
+"""Reads of the config service that change nothing and are asked for again and again (settings: `routes`)."""
+
+from sidecar.core.hop_by_hop import end_to_end
+from sidecar.core.model import RouteKey, StaticAnswer
+from sidecar.upstream.client import UpstreamClient
+
+ACCEPTED = frozenset({200, 301, 307, 308})
+"""What is kept: an answer, or the way to it (today's service redirects to the slash form)."""
+_HARMLESS_VARY = frozenset({"accept-encoding", "origin"})  # we send neither a choice of encodings nor an origin
+
+
+class StaticReadSource:
+    """One GET of a static read, unguarded."""
+
+    endpoint = "static-read"
+
+    def __init__(self, client: UpstreamClient) -> None:
+        self._client = client
+
+    async def fetch(self, key: RouteKey, known: StaticAnswer | None) -> StaticAnswer:  # noqa: ARG002 — no validators
+        """Bring the answer; raises `UpstreamFailure`."""
+        response = await self._client.get(key.target, headers={"Host": key.host}, accepted=ACCEPTED)
+        headers = [(name, value) for name, value in end_to_end(response.headers.items()) if _is_kept(name)]
+        return StaticAnswer(response.status, tuple(headers), response.body)
+
+
+def may_keep(answer: StaticAnswer) -> bool:
+    """Return whether an answer may serve others, as RFC 9111 §3 has it: not private, and not one of several."""
+    for name, value in answer.headers:
+        words = {word.strip().lower().partition("=")[0] for word in value.split(",")}
+        match name.lower():
+            case "set-cookie":
+                return False
+            case "cache-control" if words & {"no-store", "private"}:
+                return False
+            case "vary" if words - _HARMLESS_VARY:
+                return False
+    return True
+
+
+def _is_kept(name: str) -> bool:
+    return name.lower() not in {"date", "content-length", "age", "cache-status"}

@@ -1,0 +1,35 @@
+"""A file that may be replaced while we run: by an editor, or by the symlink swap of a mounted ConfigMap."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+POLL_SECONDS = 1.0
+"""Between two looks; a look is one stat(), which works on every volume that a pod can mount."""
+
+_Identity = tuple[int, int, int, int] | None
+
+
+def identity(path: Path) -> _Identity:
+    """Return what changes when a file's content does, whatever links lead to it; None where there is no file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 — follows links, as does open()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, poll_seconds: float = POLL_SECONDS) -> None:
+    """Call `changed` after each change of the file, for ever.
+
+    A file is left alone until it looked the same twice: what is still being written must not be read.
+    """
+    taken = seen = await asyncio.to_thread(identity, path)
+    while True:
+        await asyncio.sleep(poll_seconds)
+        now = await asyncio.to_thread(identity, path)
+        if now == seen != taken:
+            taken = now
+            await changed()
+        seen = now

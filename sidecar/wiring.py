@@ -1,0 +1,255 @@
+"""The core's composition: settings → what answers prompts, without listeners. Names the concrete classes."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sidecar.cache.memory import MemoryCache
+from sidecar.core.model import Document, PromptKey, RouteKey, SettingsKey, StaticAnswer, UserSettings
+from sidecar.core.policy import Policy
+from sidecar.core.prompt import RenderLimits
+from sidecar.core.retry import RetryBudget, RetryRule, Rng
+from sidecar.core.routes import RoutePattern, RouteTable
+from sidecar.service.background import Background
+from sidecar.service.detection import Selection
+from sidecar.service.generations import Documents, FromPlaceholders, FromPromptData, Generation
+from sidecar.service.ports import Clock, Observer
+from sidecar.service.prompts import PromptManager, Rules
+from sidecar.service.rendering import ConfirmedNodes
+from sidecar.service.resources import Resources
+from sidecar.service.shadow import Shadow, ShadowRule
+from sidecar.service.writes import Writes
+from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
+from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.logs import LogListener
+from sidecar.telemetry.metrics import Metrics
+from sidecar.upstream.breaker import Breaker
+from sidecar.upstream.client import UpstreamClient
+from sidecar.upstream.detect import EndpointProbe
+from sidecar.upstream.guarded import Bulkhead, Guard, GuardedSource
+from sidecar.upstream.passthrough import GeneratePromptService
+from sidecar.upstream.placeholders import PlaceholdersSource
+from sidecar.upstream.prompt_data import PromptDataSource
+from sidecar.upstream.static_read import StaticReadSource, may_keep
+from sidecar.upstream.template_file import TODAY, TemplateFile, TemplateFileError
+from sidecar.upstream.templates import Templates
+from sidecar.watch import watch
+
+
+def installed_version() -> str:
+    """Return the version of the installed package, or of nothing installed."""
+    try:
+        return version("prompt-sidecar")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+class StartError(OSError):
+    """The sidecar cannot start here; says what and where."""
+
+
+@dataclass(slots=True)
+class Core:
+    """What answers prompts, without the listeners."""
+
+    manager: PromptManager
+    reads: Resources[RouteKey, StaticAnswer]
+    cache: MemoryCache
+    writes: Writes
+    selection: Selection
+    shadow: Shadow
+    templates: TemplateFile | None
+    metrics: Metrics
+    background: Background
+    breaker: Breaker
+    observer: Observer
+    settings: Settings
+    """What is in force."""
+    routes: RouteTable[Policy]
+
+    def adopt(self, settings: Settings) -> None:
+        """Put other settings in force, as far as they need no restart, for the requests that begin from now on."""
+        self.settings = settings
+        self.routes = _routes(settings)
+        self.manager.adopt(rules_of(settings))
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Return what a request is answered by."""
+    shadow = settings.shadow
+    return Rules(
+        policy_for=settings.policy.for_node,
+        deadline=settings.deadline,
+        rollout=settings.rollout.rule,
+        local_on_failure=settings.rollout.on_upstream_failure is OnUpstreamFailure.LOCAL,
+        shadow=ShadowRule(shadow.sample_rate, shadow.max_in_flight, shadow.max_mismatches, shadow.window),
+    )
+
+
+def _routes(settings: Settings) -> RouteTable[Policy]:
+    return RouteTable({RoutePattern.parse(path): policy for path, policy in settings.routes.items()})
+
+
+@asynccontextmanager
+async def open_core(
+    settings: Settings, *, clock: Clock = time.monotonic, rng: Rng | None = None
+) -> AsyncIterator[Core]:
+    """Wire what answers prompts, and take it apart in order; raises `StartError`."""
+    rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
+    render, upstream, retry = settings.render, settings.upstream, settings.retry
+    cache = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
+    metrics = Metrics(version=installed_version(), cache=cache)
+    metrics.settings_loaded(time.time())
+    observer = dispatcher(metrics.handlers(), LogListener().handlers())
+    background = Background(observer)
+    templates = Templates(
+        profile=render.profile,
+        limits=RenderLimits(
+            max_template_bytes=render.max_template,
+            max_output_bytes=render.max_output,
+            max_iterations=render.max_iterations,
+            max_seconds=render.max_time,
+        ),
+        clock=clock,
+    )
+    template_file = _template_file(settings, templates, observer)
+    client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
+    breaker = Breaker(
+        "upstream",
+        fail_max=settings.breaker.fail_max,
+        reset_timeout=settings.breaker.reset_timeout,
+        success_threshold=settings.breaker.success_threshold,
+        clock=clock,
+        observer=observer,
+    )
+    guard = Guard(
+        breaker=breaker,
+        bulkhead=Bulkhead(upstream.max_in_flight),
+        rule=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
+        budget=RetryBudget(retry.budget, retry.budget_reserve),
+        per_try_timeout=retry.per_try_timeout,
+        clock=clock,
+        rng=rng,
+        observer=observer,
+        max_quiet=settings.breaker.reset_timeout,
+    )
+    selection = Selection(
+        None if upstream.api is UpstreamApi.AUTO else Generation(upstream.api.value),
+        otherwise=Generation.PLACEHOLDERS if template_file else Generation.PASSTHROUGH,
+        probe=EndpointProbe(client, timeout_seconds=retry.per_try_timeout),
+        background=background,
+        clock=clock,
+        observer=observer,
+    )
+    exists = None
+    if upstream.api is UpstreamApi.AUTO:
+
+        async def exists() -> bool | None:
+            return await selection.endpoint_exists(retry.per_try_timeout)
+
+    writes = Writes(clock)
+    nodes = ConfirmedNodes(settings.metrics.max_nodes)
+
+    def all_policies(_: Policy) -> Iterable[Policy]:
+        policies = core.settings.policy
+        return (policies.default, *policies.nodes.values())
+
+    shared: dict[str, Any] = {
+        "cache": cache,
+        "writes": writes,
+        "clock": clock,
+        "rng": rng,
+        "background": background,
+        "observer": observer,
+    }
+    prompt_data: Resources[PromptKey, Document] = Resources(
+        source=GuardedSource(
+            guard,
+            PromptDataSource(
+                client, templates, autoescape=render.autoescape, undefined=render.undefined, exists=exists
+            ),
+        ),
+        **shared,
+    )
+    documents: dict[Generation, Documents] = {Generation.PROMPT_DATA: FromPromptData(prompt_data, nodes.confirm)}
+    if template_file is not None:
+        user_settings: Resources[SettingsKey, UserSettings] = Resources(
+            source=GuardedSource(guard, PlaceholdersSource(client, exists=exists)),
+            **shared,
+            keep_under=all_policies,
+        )
+        documents[Generation.PLACEHOLDERS] = FromPlaceholders(user_settings, template_file, nodes.confirm)
+    reads: Resources[RouteKey, StaticAnswer] = Resources(
+        source=GuardedSource(guard, StaticReadSource(client)),
+        **shared,
+        may_keep=may_keep,
+    )
+    service = GeneratePromptService(client, guard)
+    shadow = Shadow(
+        service,
+        label=nodes.label,
+        background=background,
+        clock=clock,
+        observer=observer,
+        max_nodes=settings.metrics.max_nodes,
+    )
+    manager = PromptManager(
+        selection=selection,
+        documents=documents,
+        service=service,
+        cache=cache,
+        writes=writes,
+        nodes=nodes,
+        shadow=shadow,
+        rules=rules_of(settings),
+        clock=clock,
+        rng=rng,
+        background=background,
+        observer=observer,
+        max_nodes=settings.metrics.max_nodes,
+    )
+    core = Core(
+        manager=manager,
+        reads=reads,
+        cache=cache,
+        writes=writes,
+        selection=selection,
+        shadow=shadow,
+        templates=template_file,
+        metrics=metrics,
+        background=background,
+        breaker=breaker,
+        observer=observer,
+        settings=settings,
+        routes=_routes(settings),
+    )
+    selection.begin()
+    jitter = rng
+    background.keep(
+        selection.watch(lambda: upstream.detect_interval * jitter.uniform(0.9, 1.1)), name="detect-generation"
+    )
+    if template_file is not None:
+        background.keep(watch(template_file.path, template_file.reload), name="watch-templates")
+    try:
+        yield core
+    finally:
+        await background.drain(settings.deadline)
+        await client.close()
+
+
+def _template_file(settings: Settings, templates: Templates, observer: Observer) -> TemplateFile | None:
+    path, render = settings.upstream.templates_file, settings.render
+    if path is None or settings.upstream.api in {UpstreamApi.PROMPT_DATA, UpstreamApi.PASSTHROUGH}:
+        return None
+    options = TODAY if render.autoescape is None else replace(TODAY, autoescape=render.autoescape)
+    options = options if render.undefined is None else replace(options, undefined=render.undefined)
+    template_file = TemplateFile(path, templates, options, observer)
+    try:
+        template_file.open()
+    except TemplateFileError as error:
+        raise StartError(f"upstream.templates_file: {error}.") from error
+    return template_file
