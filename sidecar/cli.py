@@ -163,6 +163,13 @@ def run(config: Path | None, **flags: str | None) -> None:
 )
 @click.option("--database", default=":memory:", show_default=True, help="SQLite file.")
 @click.option(
+    "--generation",
+    type=click.Choice(["prompt-data", "placeholders", "passthrough"]),
+    default="prompt-data",
+    show_default=True,
+    help="The newest API to offer; placeholders is what runs in production today.",
+)
+@click.option(
     "--cache-ttl",
     type=click.FloatRange(min=0),
     default=300.0,

@@ -62,11 +62,11 @@ class Selection:
             return self._fixed is Generation.PROMPT_DATA
         if self._probing is None:
             self._probing = self._background.spawn(self._look(), name="detect")
-        try:
-            async with asyncio.timeout(max(0.0, timeout_seconds)):
-                return await asyncio.shield(self._probing)
-        except TimeoutError:
-            return None
+        look = self._probing
+        await asyncio.wait({look}, timeout=max(0.0, timeout_seconds))
+        if not look.done() or look.cancelled() or look.exception() is not None:
+            return None  # a look that crashed is told of by its owner
+        return look.result()
 
     async def watch(self, interval: Callable[[], float]) -> None:
         """Look again from time to time, for ever; `interval`: seconds."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.errors import PromptError, UpstreamFailure
+from sidecar.core.freshness import windows
 from sidecar.core.model import Document, PromptKey, SettingsKey, UserSettings
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import CompiledTemplate
@@ -83,12 +84,12 @@ class FromPromptData:
         """Return the document; raises `PromptError`, or `Diverted`."""
         obtained = await self._resources.obtain(_key(wanted), terms)
         self._confirm(wanted.node_name)
-        return _ready(obtained, obtained.entry.document, obtained.entry.document.required)
+        return _ready(obtained, terms, obtained.entry.document, obtained.entry.document.required)
 
     def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
         """Return what is kept instead of what failed, if the policy allows it now."""
         kept = self._resources.instead(_key(wanted), terms, failure, forward)
-        return None if kept is None else _ready(kept, kept.entry.document, kept.entry.document.required)
+        return None if kept is None else _ready(kept, terms, kept.entry.document, kept.entry.document.required)
 
     async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
         """Return the document as the upstream has it now; None where it cannot be had."""
@@ -124,7 +125,7 @@ class FromPlaceholders:
         if _needs_nobody(wanted, template):
             return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
         obtained = await self._resources.obtain(SettingsKey(wanted.user_id), terms)
-        return _composed(obtained, template)
+        return _composed(obtained, terms, template)
 
     def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
         """Return what is kept instead of what failed, if the policy allows it now."""
@@ -135,7 +136,7 @@ class FromPlaceholders:
         if _needs_nobody(wanted, template):
             return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
         kept = self._resources.instead(SettingsKey(wanted.user_id), terms, failure, forward)
-        return None if kept is None else _composed(kept, template)
+        return None if kept is None else _composed(kept, terms, template)
 
     async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
         """Return the document as the upstream has it now; None where it cannot be had."""
@@ -178,15 +179,15 @@ def _key(wanted: Wanted) -> PromptKey:
     return PromptKey(wanted.user_id, wanted.node_name)
 
 
-def _ready(obtained: Obtained[Any], document: Document, required: frozenset[str]) -> Ready:
+def _ready(obtained: Obtained[Any], terms: Terms, document: Document, required: frozenset[str]) -> Ready:
     entry, provenance = obtained
-    left = entry.hit_until - entry.confirmed_at - provenance.age if provenance.ttl is None else provenance.ttl
-    return Ready(document, provenance, required, max(0.0, left))
+    ends_at = windows(terms.policy, entry.document.stated_ttl, entry.spread).fresh_for
+    return Ready(document, provenance, required, max(0.0, ends_at - provenance.age))
 
 
-def _composed(obtained: Obtained[UserSettings], template: CompiledTemplate) -> Ready:
+def _composed(obtained: Obtained[UserSettings], terms: Terms, template: CompiledTemplate) -> Ready:
     settings = obtained.entry.document
-    return _ready(obtained, _compose(settings, template), template.names - settings.values.keys())
+    return _ready(obtained, terms, _compose(settings, template), template.names - settings.values.keys())
 
 
 @lru_cache(maxsize=COMPOSED)

@@ -182,7 +182,11 @@ class Resources(Generic[K, V]):
 
     async def refresh(self, key: K, terms: Terms) -> Landed[V] | UpstreamFailure:
         """Fetch whatever is kept, or share a fetch that is under way."""
-        return await wait(self._join(key, terms, terms.deadline_at).task, terms.deadline_at - self._clock())
+        flight = self._join(key, terms, terms.deadline_at)
+        try:
+            return await wait(flight.task, terms.deadline_at + terms.margin / 2 - self._clock())
+        except TimeoutError:
+            return UpstreamFailure(FailureKind.DEADLINE, "the config service did not answer in time")
 
     def instead(
         self, key: K, terms: Terms, failure: UpstreamFailure, forward: Forward, *, collapsed: bool = False

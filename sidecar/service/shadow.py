@@ -134,10 +134,9 @@ class Shadow:
         terms = terms._replace(began_at=self._clock())
         document = ours
         if document is None:
-            try:
-                document = (await documents.document(wanted, terms)).document
-            except Diverted:
-                return "failed", None, None
+            document = await self._made_here(wanted, terms, documents)
+        if document is None:
+            return "failed", None, None
         if theirs is None:
             theirs = await self._ask(wanted, terms)
         if _difference(document, wanted, theirs) is None:
@@ -147,6 +146,15 @@ class Shadow:
             return "failed", None, document
         difference = _difference(newest, wanted, await self._ask(wanted, terms))
         return ("outdated" if difference is None else "mismatch"), difference, newest
+
+    async def _made_here(self, wanted: Wanted, terms: Terms, documents: Documents) -> Document | None:
+        """Return the document that an answer from here would be made of; of a node taken back the newest one."""
+        if self.holds_back(wanted.node_name):
+            return await documents.renew(wanted, terms)  # its template may have changed, whatever is still fresh here
+        try:
+            return (await documents.document(wanted, terms)).document
+        except Diverted:
+            return None
 
     async def _ask(self, wanted: Wanted, terms: Terms) -> Generated | None:
         """Return what the service renders, None where it refuses; raises `UpstreamFailure` where it does not answer."""

@@ -27,6 +27,7 @@ class Writes:
         self._max_marks = max_marks
         self._epoch = 0
         self._floor = 0  # everybody's entries from before this are void: the price of a mark forgotten
+        self._floor_unsettled_until = 0.0
         self._marks: OrderedDict[int | None, _Mark] = OrderedDict()
         self._solitary = itertools.count(1)
 
@@ -42,18 +43,18 @@ class Writes:
         if len(self._marks) > self._max_marks:
             _, oldest = self._marks.popitem(last=False)
             self._floor = max(self._floor, oldest.epoch)
+            self._floor_unsettled_until = max(self._floor_unsettled_until, oldest.unsettled_until)
 
     def is_void(self, owner: int | None, epoch: int) -> bool:
         """Return whether what was asked for at this epoch may have been overtaken by a write."""
         mark = self._marks.get(owner)
         if mark is None:
-            return epoch < self._floor
-        return epoch < mark.epoch or self._clock() < mark.unsettled_until
+            return epoch < self._floor or self._is_unsettled(None)
+        return epoch < mark.epoch or self._is_unsettled(mark)
 
     def ticket(self, owner: int | None) -> int | None:
         """Return the epoch of a fetch that begins now, or None where nothing that it brings may be kept."""
-        mark = self._marks.get(owner)
-        return None if mark is not None and self._clock() < mark.unsettled_until else self._epoch
+        return None if self._is_unsettled(self._marks.get(owner)) else self._epoch
 
     def lane(self, owner: int | None) -> int:
         """Return what requests must have in common to share a fetch: none from before the owner's last write.
@@ -61,6 +62,10 @@ class Writes:
         While a lost write may still take effect, each request has a lane of its own.
         """
         mark = self._marks.get(owner)
-        if mark is None:
-            return self._floor
-        return -next(self._solitary) if self._clock() < mark.unsettled_until else mark.epoch
+        if self._is_unsettled(mark):
+            return -next(self._solitary)
+        return mark.epoch if mark is not None else self._floor
+
+    def _is_unsettled(self, mark: _Mark | None) -> bool:
+        until = mark.unsettled_until if mark is not None else self._floor_unsettled_until
+        return until > 0.0 and self._clock() < until

@@ -80,7 +80,7 @@ class Comparing:
         return [event.result for event in self.told()]
 
     def rolled(self) -> list[tuple[str, bool, str]]:
-        return [tuple(event) for event in self.events if isinstance(event, RolledBack)]
+        return [(event.node, event.back, event.reason) for event in self.events if isinstance(event, RolledBack)]
 
     async def differs(self, times: int, node: str = "explain", apart: float = 0.0) -> None:
         self.service.serves = OTHER
@@ -243,7 +243,7 @@ async def test_a_comparison_that_fails_or_crashes_gives_its_place_back() -> None
     comparing.service.generate = crash  # type: ignore[method-assign] # of the service
     comparing.consider(ours=document())
     await comparing.background.drain(60)
-    del comparing.service.generate  # type: ignore[method-assign] # as before
+    del comparing.service.generate
     comparing.service.serves = SAME
     assert (await comparing.compares(ours=document())).result == "match"
 
@@ -320,7 +320,8 @@ async def test_a_changed_template_brings_the_node_back_and_counts_anew() -> None
     newer = document("Now explain {{ topic }} in {{ style }}.")
     comparing.world.source.serves = newer
     theirs = Generated("Now explain tides in plain words.", SAME.used_placeholders)
-    assert (await comparing.compares(theirs=theirs)).result == "match"
+    comparing.service.serves = theirs
+    assert (await comparing.compares(theirs=theirs)).result == "outdated"
     assert not comparing.shadow.holds_back("explain")
     assert comparing.rolled()[1:] == [("explain", False, "template changed")]
     assert comparing.heard == 2

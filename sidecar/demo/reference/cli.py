@@ -10,17 +10,20 @@ from sidecar.core.units import Address
 from sidecar.demo.reference.database import Database
 from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.demo.reference.run import serve
-from sidecar.demo.reference.state import ReferenceOptions
+from sidecar.demo.reference.state import TODAY, Generation, ReferenceOptions, RenderOptions
 
 
 async def serve_from_options(
-    *, listen: Address, templates: Path | None, database: str, cache_ttl: float, fault: str
+    *, listen: Address, templates: Path | None, database: str, generation: str, cache_ttl: float, fault: str
 ) -> None:
     """Serve until told to stop; raises `click.BadParameter` for what cannot be served."""
     if templates is not None:
         _check_templates(templates)
     _check_database(database)
+    newest = Generation(generation)
     options = ReferenceOptions(
+        generation=newest,
+        render=RenderOptions() if newest is Generation.PROMPT_DATA else TODAY,
         templates=templates or ReferenceOptions().templates,
         database=database,
         cache_ttl=cache_ttl,
