@@ -107,7 +107,8 @@ class Proxy:
         passage: Passage | None = None
         try:
             async with patience, self._forwarder.open(upload.of(passed)) as answer:
-                write.ended(WriteEnd.ANSWERED)
+                # A gateway's 504 says as little of what the service still does as no answer at all.
+                write.ended(WriteEnd.ANSWERED if answer.status < 500 else WriteEnd.LOST)
                 patience.renew(self._idle_timeout)
                 passage = Passage(request, answer)
                 await passage.run(patience)

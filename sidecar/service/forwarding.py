@@ -15,7 +15,7 @@ class WriteEnd(StrEnum):
     NOT_SENT = "not_sent"
     """No connection could be made: the upstream never saw it."""
     ANSWERED = "answered"
-    """The head of the answer is here, and nothing of it is with the client yet."""
+    """The head of an answer below 500 is here, and nothing of it is with the client yet."""
     LOST = "lost"
     """It may have been carried out, now or later; nobody knows."""
 

@@ -177,30 +177,44 @@ class PromptManager:
         rules = self._rules
         terms = Terms(rules.policy_for(node_name), directives, began_at, rules.deadline, self._nodes.label(node_name))
         call = Call(Wanted(user_id, node_name, None), terms, rules)
+        return await self._parts(call)
+
+    async def _parts(self, call: Call) -> Ready | Answer:
         documents = await self._documents_in_use(call)
+        if documents is None:
+            none = UpstreamFailure(FailureKind.ENDPOINT_GONE, "the config service has no static parts")
+            raise self._told(call, unavailable(none))
         try:
-            if documents is None:
-                raise unavailable(UpstreamFailure(FailureKind.ENDPOINT_GONE, "the config service has no static parts"))
-            ready = await documents.document(call.wanted, terms)
+            ready = await documents.document(call.wanted, call.terms)
         except PromptError as error:
             raise self._told(call, error) from error
         except Diverted as diverted:
-            return await self._their_parts(call, diverted)
-        self._renderer.tell(node_name, ready.provenance, began_at=began_at, now=self._clock())
+            if diverted.failure.kind is FailureKind.NOT_ADMITTED:
+                return await self._their_parts(call, documents)
+            if self._selection.current is not documents.generation:
+                return await self._parts(call)
+            return self._kept_parts(call, documents, diverted.failure, diverted.forward)
+        self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at, now=self._clock())
         return ready
 
-    async def _their_parts(self, call: Call, diverted: Diverted) -> Answer:
+    async def _their_parts(self, call: Call, documents: Documents) -> Ready | Answer:
         """Pass on the parts that are not admitted here: who renders them himself may think otherwise."""
-        failure = diverted.failure
-        provenance = Provenance(forward=Forward.BYPASS, detail=failure.kind.value.replace("_", "-"))
         try:
-            if failure.kind is not FailureKind.NOT_ADMITTED:
-                raise failure
             answer = await self._service.prompt_data(call.wanted.user_id, call.node, call.terms.deadline_at)
-        except UpstreamFailure as error:
-            raise self._told(call, unavailable(error, provenance)) from error
+        except UpstreamFailure as failure:
+            return self._kept_parts(call, documents, failure, Forward.BYPASS)
+        provenance = Provenance(forward=Forward.BYPASS, detail="not-admitted")
         self._renderer.tell(call.node, provenance, began_at=call.terms.began_at, now=self._clock())
         return answer
+
+    def _kept_parts(self, call: Call, documents: Documents, failure: UpstreamFailure, forward: Forward) -> Ready:
+        """Return what is kept instead of what failed, if the policy allows it."""
+        ready = documents.instead(call.wanted, call.terms, failure, forward)
+        if ready is None:
+            detail = failure.kind.value.replace("_", "-")
+            provenance = Provenance(forward=forward, forward_status=failure.status, detail=detail)
+            raise self._told(call, unavailable(failure, provenance)) from failure
+        return ready
 
     def _bypassed(self, call: Call) -> str | None:
         """Return why a request is left to the service's own rendering, or None."""
@@ -241,7 +255,17 @@ class PromptManager:
             return await self._not_rendered_here(call, documents, diverted)
         if self._selection.current is not documents.generation:
             return await self._locally(call)
-        return self._instead(call, documents, diverted.failure, diverted.forward)
+        return await self._without_endpoint(call, documents, diverted)
+
+    async def _without_endpoint(self, call: Call, documents: Documents, diverted: Diverted) -> Rendered:
+        """Try what every generation has, if the endpoint is gone and nothing tells which generation is here now."""
+        try:
+            return await self._by_the_service(call, "endpoint-gone")
+        except UpstreamFailure as failure:
+            if not failure.rule.stale and failure.status not in {404, 405}:  # the service's own word on what was asked
+                provenance = Provenance(forward=diverted.forward, forward_status=failure.status, detail="endpoint-gone")
+                raise self._told(call, unavailable(failure, provenance)) from failure
+            return self._instead(call, documents, diverted.failure, diverted.forward)
 
     async def _not_rendered_here(self, call: Call, documents: Documents, diverted: Diverted) -> Rendered:
         """Leave a template that is not admitted to the service; if that does not answer, to what the policy allows."""
@@ -267,11 +291,7 @@ class PromptManager:
 
     def _instead(self, call: Call, documents: Documents, failure: UpstreamFailure, forward: Forward) -> Rendered:
         """Serve what is kept instead of what failed, if the policy allows it."""
-        ready = documents.instead(call.wanted, call.terms, failure, forward)
-        if ready is None:
-            detail = failure.kind.value.replace("_", "-")
-            provenance = Provenance(forward=forward, forward_status=failure.status, detail=detail)
-            raise self._told(call, unavailable(failure, provenance)) from failure
+        ready = self._kept_parts(call, documents, failure, forward)
         return self._serve(call, documents, ready, shadow=False)
 
     async def _pass_on(self, call: Call, why: str) -> Rendered:

@@ -39,7 +39,8 @@ class Writes:
         self._epoch += 1
         before = self._marks.pop(owner, None)
         until = self._clock() + unsettled_for if unsettled_for else 0.0
-        self._marks[owner] = _Mark(self._epoch, max(until, before.unsettled_until if before else 0.0))
+        still = before.unsettled_until if before is not None else self._floor_unsettled_until
+        self._marks[owner] = _Mark(self._epoch, max(until, still))
         if len(self._marks) > self._max_marks:
             _, oldest = self._marks.popitem(last=False)
             self._floor = max(self._floor, oldest.epoch)

@@ -410,6 +410,8 @@ async def test_an_endpoint_that_is_gone_while_nothing_else_is_found_is_an_outage
     await world.ask()
     await asyncio.sleep(200)
     world.source.serves = GONE
+    assert said(await world.ask()) == "prompt-sidecar; fwd=bypass; detail=endpoint-gone"  # every generation has that
+    world.service.serves = answered(404)  # which says as little as the other 404
     rendered = await world.ask()
     assert said(rendered) == "prompt-sidecar; fwd=stale; fwd-status=404; ttl=-100; detail=stale-if-error"
     error = await refusal(world, user=2)

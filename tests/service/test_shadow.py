@@ -321,7 +321,7 @@ async def test_a_changed_template_brings_the_node_back_and_counts_anew() -> None
     comparing.world.source.serves = newer
     theirs = Generated("Now explain tides in plain words.", SAME.used_placeholders)
     comparing.service.serves = theirs
-    assert (await comparing.compares(theirs=theirs)).result == "outdated"
+    assert (await comparing.compares(theirs=theirs)).result == "match", "the newest is compared, whatever is kept"
     assert not comparing.shadow.holds_back("explain")
     assert comparing.rolled()[1:] == [("explain", False, "template changed")]
     assert comparing.heard == 2

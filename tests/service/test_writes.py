@@ -170,3 +170,13 @@ async def test_a_forgotten_lost_write_may_still_take_effect() -> None:
     await asyncio.sleep(5)
     assert not writes.is_void(1, epoch_of(writes, 1))
     assert writes.lane(1) == writes.lane(1)
+
+
+async def test_an_answered_write_does_not_end_the_wait_for_a_lost_one_that_was_forgotten() -> None:
+    writes = Writes(loop_time, max_marks=1)
+    writes.ended(1, unsettled_for=5)
+    writes.ended(2)
+    writes.ended(1)
+    assert writes.ticket(1) is None
+    await asyncio.sleep(5)
+    assert writes.ticket(1) is not None
