@@ -193,7 +193,7 @@ class PromptManager:
                 return await self._their_parts(call, documents)
             if self._selection.current is not documents.generation:
                 return await self._parts(call)
-            return self._kept_parts(call, documents, diverted.failure, diverted.forward)
+            ready = self._kept_parts(call, documents, diverted.failure, diverted.forward)
         self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at, now=self._clock())
         return ready
 
@@ -202,7 +202,9 @@ class PromptManager:
         try:
             answer = await self._service.prompt_data(call.wanted.user_id, call.node, call.terms.deadline_at)
         except UpstreamFailure as failure:
-            return self._kept_parts(call, documents, failure, Forward.BYPASS)
+            ready = self._kept_parts(call, documents, failure, Forward.BYPASS)
+            self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at, now=self._clock())
+            return ready
         provenance = Provenance(forward=Forward.BYPASS, detail="not-admitted")
         self._renderer.tell(call.node, provenance, began_at=call.terms.began_at, now=self._clock())
         return answer
@@ -273,7 +275,7 @@ class PromptManager:
         try:
             return await self._by_the_service(call, "not-admitted")
         except UpstreamFailure as failure:
-            self._not_admitted.pop(call.node, None)  # the next request looks again
+            self._recheck(call.node)
             if not failure.rule.stale:
                 provenance = Provenance(forward=diverted.forward, forward_status=failure.status, detail="not-admitted")
                 raise self._told(call, unavailable(failure, provenance)) from failure
@@ -289,6 +291,12 @@ class PromptManager:
             self._not_admitted.pop(next(iter(self._not_admitted)))
         self._not_admitted[node] = (self._clock() + NOT_ADMITTED_SECONDS, detail)
 
+    def _recheck(self, node: str) -> None:
+        """Have the next request look again at a node that was set apart; what was warned of stays known."""
+        known = self._not_admitted.get(node)
+        if known is not None:
+            self._not_admitted[node] = (self._clock(), known[1])
+
     def _instead(self, call: Call, documents: Documents, failure: UpstreamFailure, forward: Forward) -> Rendered:
         """Serve what is kept instead of what failed, if the policy allows it."""
         ready = self._kept_parts(call, documents, failure, forward)
@@ -300,7 +308,7 @@ class PromptManager:
             return await self._by_the_service(call, why)
         except UpstreamFailure as failure:
             if failure.rule.stale and why == "not-admitted":
-                self._not_admitted.pop(call.node, None)
+                self._recheck(call.node)
                 return await self._locally(call)  # by now its template may be another
             documents = self._known_documents()
             if failure.rule.stale and why == "rollout" and call.rules.local_on_failure and documents is not None:

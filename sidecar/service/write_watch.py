@@ -9,6 +9,10 @@ from sidecar.service.ports import Observer
 from sidecar.service.writes import Writes
 
 
+ASKED_BY_POST = frozenset({"/api/v1/generate-prompt", "/api/v1/prompt-data", "/api/v1/prompt-data/batch"})
+"""Questions that come as a POST and change nothing (contract §2)."""
+
+
 class WriteWatch:
     """Told by the reverse proxy of every request that may change something."""
 
@@ -18,8 +22,10 @@ class WriteWatch:
         self._settle_seconds = settle_seconds
         self._observe = observer
 
-    def began(self, method: str, target: str) -> Callable[[WriteEnd], None]:  # noqa: ARG002 — every method may write
+    def began(self, method: str, target: str) -> Callable[[WriteEnd], None] | None:
         """Return what is told how the write ended, once; what belongs to no user belongs to all."""
+        if method == "POST" and target.partition("?")[0] in ASKED_BY_POST:
+            return None
         owner = written_user(target)
 
         def ended(end: WriteEnd) -> None:

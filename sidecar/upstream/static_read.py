@@ -1,7 +1,10 @@
 """Reads of the config service that change nothing and are asked for again and again (settings: `routes`)."""
 
+import msgspec
+
 from sidecar.core.hop_by_hop import end_to_end
 from sidecar.core.model import RouteKey, StaticAnswer
+from sidecar.upstream.answers import not_json
 from sidecar.upstream.client import UpstreamClient
 
 ACCEPTED = frozenset({200, 301, 307, 308})
@@ -17,15 +20,31 @@ class StaticReadSource:
     def __init__(self, client: UpstreamClient) -> None:
         self._client = client
 
-    async def fetch(self, key: RouteKey, known: StaticAnswer | None) -> StaticAnswer:  # noqa: ARG002 — no validators
-        """Bring the answer; raises `UpstreamFailure`."""
+    async def fetch(self, key: RouteKey, known: StaticAnswer | None) -> StaticAnswer:
+        """Bring the answer; raises `UpstreamFailure`, also for a page of whoever answers in the service's place."""
         response = await self._client.get(key.target, headers={"Host": key.host}, accepted=ACCEPTED)
         headers = [(name, value) for name, value in end_to_end(response.headers.items()) if _is_kept(name)]
-        return StaticAnswer(response.status, tuple(headers), response.body)
+        answer = StaticAnswer(response.status, tuple(headers), response.body)
+        if known is not None and not _is_of_the_service(answer):
+            raise not_json()
+        return answer
+
+
+def _is_of_the_service(answer: StaticAnswer) -> bool:
+    """Return whether an answer is a redirect or JSON: the config service says nothing else."""
+    if answer.status != 200:
+        return True
+    try:
+        msgspec.json.decode(answer.body, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def may_keep(answer: StaticAnswer) -> bool:
     """Return whether an answer may serve others, as RFC 9111 §3 has it: not private, and not one of several."""
+    if not _is_of_the_service(answer):
+        return False
     for name, value in answer.headers:
         words = {word.strip().lower().partition("=")[0] for word in value.split(",")}
         match name.lower():

@@ -262,7 +262,7 @@ async def test_a_change_that_the_client_did_not_wait_for_is_seen(api: UpstreamAp
         assert await bot.style() == "new words"
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
 async def test_a_change_for_which_only_somebody_in_between_answered_is_seen_when_it_takes_effect(
     api: UpstreamApi, tmp_path: Path, status: int
 ) -> None:
@@ -444,6 +444,9 @@ async def test_a_redirect_or_a_failed_connection_to_nowhere_changes_nothing(tmp_
 
 USERS = st.sampled_from([1, 1, 12])  # much happens to one: that is where rules meet
 NODES = st.sampled_from(["explain", "explain", "quiz"])
+ENDS = st.sampled_from([WriteEnd.ANSWERED, WriteEnd.LOST])
+MODEL_SETTLE = 2.0
+"""Seconds; shorter than a request's deadline, so that a fetch may outlast it."""
 MODEL_POLICY = Policy(ttl=200, stale_while_revalidate=30, stale_if_error=400, network_timeout=1)
 
 
@@ -486,7 +489,9 @@ class ReadYourWrites(RuleBasedStateMachine):
     async def begin(self) -> None:
         self.world = self.make()
         self.world.writes._max_marks = self.max_marks
-        self.watch = WriteWatch(self.world.writes, settle_seconds=lambda: SETTLE, observer=self.world.events.append)
+        self.watch = WriteWatch(
+            self.world.writes, settle_seconds=lambda: MODEL_SETTLE, observer=self.world.events.append
+        )
 
     def make(self) -> World:
         world = World(MODEL_POLICY)
@@ -519,7 +524,7 @@ class ReadYourWrites(RuleBasedStateMachine):
 
         self.run(tell())
         if how is WriteEnd.LOST:
-            write.lost_until = self.loop.time() + SETTLE
+            write.lost_until = self.loop.time() + MODEL_SETTLE
             self.lost.append(write)
         if write.version:
             self.owed[write.user] = max(self.owed[write.user], write.version)
@@ -561,7 +566,7 @@ class ReadYourWrites(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.under_way)).fails(UpstreamFailure(kind, "no", status=404))
         self.settle()
 
-    @rule(user=USERS, end=st.sampled_from([WriteEnd.ANSWERED, WriteEnd.LOST]), applied=st.booleans())
+    @rule(user=USERS, end=ENDS, applied=st.booleans())
     def a_write_is_made(self, user: int, end: WriteEnd, *, applied: bool) -> None:
         """One that is answered took effect; a lost one may have, or may later."""
         write = self.write(user)
@@ -595,23 +600,32 @@ class ReadYourWrites(RuleBasedStateMachine):
         self.apply(write)
         self.owed[write.user] = max(self.owed[write.user], write.version)
 
-    @rule(user=USERS, node=NODES, others=st.lists(USERS, max_size=2), at_once=st.booleans(), settles=st.booleans())
-    def a_lost_write_takes_effect_between_two_prompts(
-        self, user: int, node: str, others: list[int], *, at_once: bool, settles: bool
+    @rule(user=USERS, node=NODES, end=ENDS, others=st.lists(USERS, max_size=2), flags=st.tuples(*[st.booleans()] * 4))
+    def a_write_takes_effect_between_two_prompts(
+        self, user: int, node: str, end: WriteEnd, others: list[int], flags: tuple[bool, bool, bool, bool]
     ) -> None:
         """What the steps above come to by chance, but seldom; `others` write between."""
+        begins_before, is_quick, settles, lands = flags
+        if begins_before:
+            self.a_prompt_begins(user, node, read=True)
         write = self.write(user)
-        self.end(write, WriteEnd.LOST)
+        if end is WriteEnd.ANSWERED:
+            self.apply(write)
+        self.end(write, end)
         for other in others:
             self.a_write_is_made(other, WriteEnd.ANSWERED, applied=True)
-        if at_once:
+        if is_quick:
             self.a_prompt_is_asked_for_and_the_upstream_answers_all_at_once(user, node)
         else:
             self.a_prompt_begins(user, node, read=True)
         self.apply(write)
         self.owed[user] = max(self.owed[user], write.version)
         if settles:
-            self.time_passes(SETTLE)
+            self.time_passes(MODEL_SETTLE)
+        if lands:
+            for fetch in self.under_way:
+                self.answer(fetch)
+            self.settle()
         self.a_prompt_begins(user, node, read=True)
 
     @property
@@ -619,7 +633,7 @@ class ReadYourWrites(RuleBasedStateMachine):
         now = self.loop.time()
         return [write for write in self.lost if not write.version and now < write.lost_until]
 
-    @rule(seconds=st.sampled_from([1.0, SETTLE - 1, SETTLE, 250.0]))
+    @rule(seconds=st.sampled_from([MODEL_SETTLE / 2, MODEL_SETTLE, 5.0, 250.0]))
     def time_passes(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
 

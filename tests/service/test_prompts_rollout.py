@@ -347,14 +347,29 @@ async def test_where_the_service_fails_too_what_is_kept_stands_in_for_what_is_no
     assert (await refusal(world)).status == 503
 
 
-async def test_nothing_old_stands_in_while_the_service_renders_what_is_not_admitted() -> None:
+@pytest.mark.parametrize("noted", [False, True])
+async def test_nothing_old_stands_in_for_what_the_service_says_of_a_node_that_is_not_admitted(noted: bool) -> None:
     world = World(KEPT)
     await world.ask()
     await asyncio.sleep(200)
     world.source.serves = REFUSING
-    assert (await world.ask()).prompt == THEIRS
+    if noted:
+        assert (await world.ask()).prompt == THEIRS
     world.service.serves = answered(404)
-    assert (await refusal(world)).status == 404
+    error = await refusal(world)
+    assert error.answer is not None
+    assert error.answer.status == 404
+
+
+async def test_an_outage_of_the_service_is_no_reason_to_warn_again_of_what_is_not_admitted() -> None:
+    world = World(KEPT)
+    world.source.serves = REFUSING
+    world.service.serves = DOWN
+    for _ in range(5):
+        assert (await refusal(world)).status == 503
+    world.service.serves = Generated(THEIRS, {})
+    assert (await world.ask()).prompt == THEIRS
+    assert world.seen(NotAdmitted) == [NotAdmitted("explain", REFUSING.detail)]
 
 
 def upgraded(world: TodaysWorld, *, to: bool) -> None:
@@ -417,6 +432,19 @@ async def test_an_endpoint_that_is_gone_while_nothing_else_is_found_is_an_outage
     error = await refusal(world, user=2)
     assert (error.status, error.reason) == (503, "endpoint_gone")
     assert world.seen(RequestOutcome)[-1].status == 503
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+async def test_an_endpoint_that_is_gone_leaves_the_word_to_the_service_where_it_has_one(status: int) -> None:
+    world = World(KEPT)
+    await world.ask()
+    await asyncio.sleep(200)
+    world.source.serves = GONE
+    world.service.serves = answered(status)
+    error = await refusal(world)
+    assert error.answer is not None
+    assert error.answer.status == status
+    assert error.provenance.detail == "endpoint-gone"
 
 
 async def test_each_request_that_is_compared_is_compared_behind_its_answer() -> None:
@@ -584,6 +612,7 @@ async def test_static_parts_that_are_kept_stand_in_where_every_way_is_closed(fai
     ready = await world.manager.get_prompt_data(1, "explain")
     assert isinstance(ready, Ready)
     assert ready.provenance.detail == "stale-if-error"
+    assert [event.outcome for event in world.seen(RequestOutcome)] == [Outcome.MISS, Outcome.STALE]
     await asyncio.sleep(900)
     with pytest.raises(PromptError) as caught:
         await world.manager.get_prompt_data(1, "explain")

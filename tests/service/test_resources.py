@@ -475,6 +475,18 @@ async def test_a_refresh_that_nobody_answers_is_a_failure_like_any_other() -> No
     assert loop_time() < 4
 
 
+async def test_a_refresh_waits_no_longer_than_it_has_for_a_fetch_that_has_longer() -> None:
+    store = Store()
+    patient = asyncio.ensure_future(store.resources.refresh(USER, terms(deadline=10)))
+    await passing()
+    failure = await store.resources.refresh(USER, terms())
+    assert isinstance(failure, UpstreamFailure)
+    assert failure.kind is FailureKind.DEADLINE
+    assert loop_time() < 4
+    (await store.fetching(1)).brings(NEW)
+    assert isinstance(await patient, Landed)
+
+
 @pytest.mark.parametrize("kind", [FailureKind.NOT_ADMITTED, FailureKind.ENDPOINT_GONE])
 @pytest.mark.parametrize("age", [None, 110, 500])
 async def test_a_closed_way_is_told_before_anything_stale_is_served(kind: FailureKind, age: float | None) -> None:

@@ -132,3 +132,10 @@ async def test_two_writes_at_once_end_each_for_itself() -> None:
     first(WriteEnd.NOT_SENT)
     assert watched.void() == {2}
     assert watched.events == [Written("answered")]
+
+
+@pytest.mark.parametrize("target", ["/api/v1/prompt-data/batch", "/api/v1/generate-prompt?debug=1"])
+def test_a_question_that_comes_as_a_post_is_no_write(target: str) -> None:
+    watch = WriteWatch(Writes(lambda: 0.0), settle_seconds=lambda: 25.0, observer=lambda _: None)
+    assert watch.began("POST", target) is None
+    assert watch.began("PUT", target) is not None
