@@ -8,7 +8,6 @@ from sidecar.service.forwarding import WriteEnd
 from sidecar.service.ports import Observer
 from sidecar.service.writes import Writes
 
-
 ASKED_BY_POST = frozenset({"/api/v1/generate-prompt", "/api/v1/prompt-data", "/api/v1/prompt-data/batch"})
 """Questions that come as a POST and change nothing (contract §2)."""
 
@@ -22,10 +21,10 @@ class WriteWatch:
         self._settle_seconds = settle_seconds
         self._observe = observer
 
-    def began(self, method: str, target: str) -> Callable[[WriteEnd], None] | None:
+    def began(self, method: str, target: str) -> Callable[[WriteEnd], None]:
         """Return what is told how the write ended, once; what belongs to no user belongs to all."""
         if method == "POST" and target.partition("?")[0] in ASKED_BY_POST:
-            return None
+            return _changes_nothing
         owner = written_user(target)
 
         def ended(end: WriteEnd) -> None:
@@ -36,3 +35,7 @@ class WriteWatch:
                 self._observe(Written(end.value))
 
         return ended
+
+
+def _changes_nothing(_: WriteEnd) -> None:
+    """Hear of the end of what was no write."""

@@ -36,6 +36,9 @@ ANSWERS = frozenset({FailureKind.GONE, FailureKind.REFUSED})
 OTHER = "other"
 """What stands for a node that the upstream never confirmed."""
 
+MOST_SEEN = 1000
+"""Combinations of node and empty names that are remembered as told."""
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -82,6 +85,7 @@ class LogListener:
     def __init__(self) -> None:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
         self._debug = self._log.is_enabled_for(logging.DEBUG)
+        self._seen_empty: set[RenderedEmpty] = set()
 
     def handlers(self) -> Handlers:
         """Return what is told of each event."""
@@ -104,7 +108,7 @@ class LogListener:
             ParityChecked: self._parity_checked,
             RolledBack: self._rolled_back,
             Reloaded: self._reloaded,
-            RenderedEmpty: lambda e: log.warning("placeholder_rendered_empty", node=e.node or OTHER, names=e.names),
+            RenderedEmpty: self._rendered_empty,
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
         }
@@ -119,6 +123,14 @@ class LogListener:
             detail=event.detail,
             endpoint=event.endpoint,
         )
+
+    def _rendered_empty(self, event: RenderedEmpty) -> None:
+        """Warn once of each: for today's service a missing key is nothing out of the way."""
+        known = event in self._seen_empty
+        if not known and len(self._seen_empty) < MOST_SEEN:
+            self._seen_empty.add(event)
+        log = self._log.debug if known else self._log.warning
+        log("placeholder_rendered_empty", node=event.node or OTHER, names=event.names)
 
     def _generation_changed(self, event: GenerationChanged) -> None:
         if event.configured:

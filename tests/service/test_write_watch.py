@@ -135,7 +135,9 @@ async def test_two_writes_at_once_end_each_for_itself() -> None:
 
 
 @pytest.mark.parametrize("target", ["/api/v1/prompt-data/batch", "/api/v1/generate-prompt?debug=1"])
-def test_a_question_that_comes_as_a_post_is_no_write(target: str) -> None:
-    watch = WriteWatch(Writes(lambda: 0.0), settle_seconds=lambda: 25.0, observer=lambda _: None)
-    assert watch.began("POST", target) is None
-    assert watch.began("PUT", target) is not None
+async def test_a_question_that_comes_as_a_post_is_no_write(target: str) -> None:
+    watched = Watched()
+    watched.watch.began("POST", target)(WriteEnd.LOST)
+    assert watched.writes.ticket(None) is not None
+    watched.watch.began("PUT", target)(WriteEnd.LOST)
+    assert watched.writes.ticket(None) is None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
@@ -279,3 +280,16 @@ def test_to_configure_again_replaces_what_was() -> None:
     second = text_of(BreakerChanged("upstream", "open"), level="info")
     of_a_library(logging.getLogger("asyncio"))
     assert (first.getvalue(), second.count("\n")) == ("", 1)
+
+
+def test_an_empty_placeholder_is_warned_of_once_for_each_node_and_name() -> None:
+    with capture_logs() as events:
+        tell = LogListener().handlers()[RenderedEmpty]
+        for names in (("a",), ("a",), ("b",), ("a",)):
+            tell(RenderedEmpty("explain", names))
+    assert [(event["log_level"], event["names"]) for event in events] == [
+        ("warning", ("a",)),
+        ("debug", ("a",)),
+        ("warning", ("b",)),
+        ("debug", ("a",)),
+    ]
