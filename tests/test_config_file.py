@@ -481,7 +481,7 @@ def any_of(section: Any) -> st.SearchStrategy[Any]:
         if "kind" in each.metadata:
             parts[each.name] = values(each.metadata["kind"])
         elif "each" in each.metadata:
-            names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+            names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=20)
             if each.name == "routes":
                 names = st.from_regex(r"/[a-z]{1,9}(/\{id\})?(/\*)?", fullmatch=True)
             parts[each.name] = st.dictionaries(names, any_of(each.metadata["each"]()), max_size=2)
