@@ -46,7 +46,12 @@ class Sidecar(NamedTuple):
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, origin: Origin | None = None, clock: Clock = time.monotonic, rng: Rng | None = None
+    settings: Settings,
+    *,
+    origin: Origin | None = None,
+    clock: Clock = time.monotonic,
+    wall: Clock = time.time,
+    rng: Rng | None = None,
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
@@ -55,7 +60,7 @@ async def running(
     """
     ready = False
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    async with open_core(settings, clock=clock, rng=rng) as core, _forwarder(settings) as forwarder:
+    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
         reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
         ops = ops_routes(
             ready=lambda: ready,
@@ -107,7 +112,12 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     prompts = GeneratePrompt(core.manager, reader, clock=clock)
     proxy = Proxy(
         forwarder,
-        watch=WriteWatch(core.writes, settle_seconds=lambda: proxy_settings.response_timeout, observer=core.observer),
+        watch=WriteWatch(
+            core.writes,
+            forget=core.tiers.forget,
+            settle_seconds=lambda: proxy_settings.response_timeout,
+            observer=core.observer,
+        ),
         observer=core.observer,
         clock=clock,
         max_in_flight=proxy_settings.max_in_flight,

@@ -52,6 +52,8 @@ __all__ = [
     "RolloutSettings",
     "Settings",
     "ShadowSettings",
+    "StoreKind",
+    "StoreSettings",
     "UpstreamApi",
     "UpstreamSettings",
     "contradictions",
@@ -315,6 +317,32 @@ class CacheSettings:
     max_bytes: int = setting(64 * MIB, size("1KiB", "1GiB"), "fits into a pod limited to 256 MiB, with the rest")
 
 
+class StoreKind(StrEnum):
+    """Where entries are kept behind the memory."""
+
+    NONE = "none"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """What survives a restart: the same static parts as in memory, behind it, off the hot path."""
+
+    kind: StoreKind = setting(
+        StoreKind.FILE,
+        Choice(StoreKind),
+        "a pod that restarts in the middle of an outage answers from its last good copy",
+    )
+    path: Path = setting(
+        Path(".sidecar/cache.db"),
+        FilePath(),
+        "on a volume that outlives the container (an emptyDir does), and of this sidecar alone",
+    )
+    max_bytes: int = setting(
+        256 * MIB, size("1MiB", "1000GiB"), "beyond it the least recently used are dropped; an entry takes 1 to 3 KiB"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
     """What a request to the sidecar may weigh."""
@@ -383,6 +411,7 @@ class Settings:
     )
     proxy: ProxySettings = section(ProxySettings)
     cache: CacheSettings = section(CacheSettings)
+    store: StoreSettings = section(StoreSettings)
     limits: LimitSettings = section(LimitSettings)
     log: LogSettings = section(LogSettings)
     metrics: MetricsSettings = section(MetricsSettings)

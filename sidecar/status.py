@@ -26,6 +26,14 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
         "parity": {"set_aside": {node: digest[:12] for node, digest in core.shadow.set_aside.items()}},
         "cache": {"entries": len(core.cache), "bytes": core.cache.bytes},
     }
+    if core.store is not None:
+        answer["store"] = {
+            "path": str(core.settings.store.path),
+            "error": core.store.error,
+            "entries": core.store.entries,
+            "bytes": core.store.bytes,
+            "lost": core.store.lost,
+        }
     if templates is not None:
         answer["templates_file"] = {
             "path": str(templates.path),

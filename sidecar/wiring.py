@@ -1,14 +1,18 @@
 """The core's composition: settings → what answers prompts, without listeners. Names the concrete classes."""
 
 import random
+import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from sidecar.cache.file import FileStore, StoreBusyError
 from sidecar.cache.memory import MemoryCache
+from sidecar.cache.records import Records
+from sidecar.cache.tiered import TieredCache
 from sidecar.core.model import Document, PromptKey, RouteKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import RenderLimits
@@ -23,7 +27,7 @@ from sidecar.service.rendering import ConfirmedNodes
 from sidecar.service.resources import Resources
 from sidecar.service.shadow import Shadow, ShadowRule
 from sidecar.service.writes import Writes
-from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
+from sidecar.settings import OnUpstreamFailure, Settings, StoreKind, UpstreamApi
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
@@ -59,6 +63,8 @@ class Core:
     manager: PromptManager
     reads: Resources[RouteKey, StaticAnswer]
     cache: MemoryCache
+    tiers: TieredCache
+    store: FileStore | None
     writes: Writes
     selection: Selection
     shadow: Shadow
@@ -96,13 +102,16 @@ def _routes(settings: Settings) -> RouteTable[Policy]:
 
 @asynccontextmanager
 async def open_core(
-    settings: Settings, *, clock: Clock = time.monotonic, rng: Rng | None = None
+    settings: Settings, *, clock: Clock = time.monotonic, wall: Clock = time.time, rng: Rng | None = None
 ) -> AsyncIterator[Core]:
-    """Wire what answers prompts, and take it apart in order; raises `StartError`."""
+    """Wire what answers prompts, and take it apart in order; raises `StartError`.
+
+    `clock`: monotonic seconds, for ages within this process; `wall`: Unix seconds, for ages across a restart.
+    """
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream, retry = settings.render, settings.upstream, settings.retry
-    cache = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = Metrics(version=installed_version(), cache=cache)
+    memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
+    metrics = Metrics(version=installed_version(), cache=memory)
     metrics.settings_loaded(time.time())
     observer = dispatcher(metrics.handlers(), LogListener().handlers())
     background = Background(observer)
@@ -117,6 +126,17 @@ async def open_core(
         clock=clock,
     )
     template_file = _template_file(settings, templates, observer)
+    store = await _file_store(settings, clock, observer, metrics)
+    cache = TieredCache(
+        memory,
+        store,
+        Records(templates.get),
+        namespace=upstream.url,
+        boot=secrets.token_bytes(8),
+        clock=clock,
+        wall=wall,
+        observer=observer,
+    )
     client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
     breaker = Breaker(
         "upstream",
@@ -215,7 +235,9 @@ async def open_core(
     core = Core(
         manager=manager,
         reads=reads,
-        cache=cache,
+        cache=memory,
+        tiers=cache,
+        store=store,
         writes=writes,
         selection=selection,
         shadow=shadow,
@@ -228,6 +250,7 @@ async def open_core(
         routes=_routes(settings),
     )
     selection.begin()
+    await _remember_generation(selection, cache, documents)
     jitter = rng
     background.keep(
         selection.watch(lambda: upstream.detect_interval * jitter.uniform(0.9, 1.1)), name="detect-generation"
@@ -238,7 +261,37 @@ async def open_core(
         yield core
     finally:
         await background.drain(settings.deadline)
+        if store is not None:
+            await store.close()
         await client.close()
+
+
+async def _file_store(settings: Settings, clock: Clock, observer: Observer, metrics: Metrics) -> FileStore | None:
+    if settings.store.kind is StoreKind.NONE:
+        return None
+    store = FileStore(settings.store.path, max_bytes=settings.store.max_bytes, clock=clock, observer=observer)
+    metrics.has_store(store)
+    try:
+        await store.open()
+    except StoreBusyError as error:
+        raise StartError(str(error)) from error
+    return store
+
+
+async def _remember_generation(
+    selection: Selection, cache: TieredCache, documents: Mapping[Generation, Documents]
+) -> None:
+    """Begin with the generation that the store was filled from, and note each change of it."""
+    known = await cache.noted("generation")
+    if known in {each.value for each in documents}:
+        selection.remember(Generation(known))
+
+    def note() -> None:
+        if selection.current is not None:
+            cache.note("generation", selection.current.value)
+
+    selection.on_change(note)
+    note()
 
 
 def _template_file(settings: Settings, templates: Templates, observer: Observer) -> TemplateFile | None:

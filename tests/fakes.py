@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from sidecar.cache.memory import MemoryCache
+from sidecar.cache.records import Records
+from sidecar.cache.tiered import TieredCache
 from sidecar.core.decision import NO_DIRECTIVES, Directives
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure
 from sidecar.core.events import Event
@@ -45,6 +47,25 @@ class Still:
 def compiled(source: str, *, undefined: Undefined = Undefined.STRICT, autoescape: bool = False) -> CompiledTemplate:
     """Compile a template as its arrival would."""
     options = RenderOptions(autoescape=autoescape, undefined=undefined)
+    return compile_template(source, options, profile=Profile.STRICT, limits=RenderLimits(), clock=lambda: 0.0)
+
+
+def memory_alone(memory: MemoryCache) -> TieredCache:
+    """Return a cache with nothing behind the memory."""
+    return TieredCache(
+        memory,
+        None,
+        Records(compile_as_is),
+        namespace="http://upstream",
+        boot=b"boot",
+        clock=loop_time,
+        wall=loop_time,
+        observer=lambda _: None,
+    )
+
+
+def compile_as_is(source: str, options: RenderOptions) -> CompiledTemplate:
+    """Compile a template with its own options."""
     return compile_template(source, options, profile=Profile.STRICT, limits=RenderLimits(), clock=lambda: 0.0)
 
 
@@ -87,11 +108,15 @@ class FakeSource:
         self.known: list[Document | None] = []
         self.deadlines: list[float] = []
         self.open_for: float | None = None
+        self.proven = True
         self.serves: Document | UpstreamFailure = document()
         self.takes = 0.0
 
     def circuit_open_for(self) -> float | None:
         return self.open_for
+
+    def is_proven(self) -> bool:
+        return self.proven
 
     async def fetch(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation[Document]:
         self.calls[key] += 1
@@ -166,6 +191,7 @@ class World:
         self.policy = policy or Policy()
         self.background = Background(self.events.append)
         self.cache = MemoryCache(max_entries=1000, max_bytes=1 << 24, clock=loop_time)
+        self.tiers = memory_alone(self.cache)
         self.writes = Writes(loop_time)
         self.nodes = ConfirmedNodes(max_nodes)
         self.exists: bool | None = None
@@ -180,7 +206,7 @@ class World:
         )
         self.resources: Resources[PromptKey, Document] = Resources(
             source=self.source,
-            cache=self.cache,
+            cache=self.tiers,
             writes=self.writes,
             clock=loop_time,
             rng=Still(),
@@ -206,7 +232,7 @@ class World:
             selection=self.selection,
             documents={Generation.PROMPT_DATA: FromPromptData(self.resources, self.nodes.confirm)},
             service=self.service,
-            cache=self.cache,
+            cache=self.tiers,
             writes=self.writes,
             nodes=self.nodes,
             shadow=self.shadow,
@@ -263,9 +289,13 @@ class HeldSource(Generic[K, V]):
     def __init__(self) -> None:
         self.fetches: list[Fetch[K, V]] = []
         self.open_for: float | None = None
+        self.proven = True
 
     def circuit_open_for(self) -> float | None:
         return self.open_for
+
+    def is_proven(self) -> bool:
+        return self.proven
 
     async def fetch(self, key: K, known: V | None, deadline_at: float) -> Confirmation[V]:
         fetch: Fetch[K, V] = Fetch(key, known)
@@ -287,9 +317,13 @@ class Serving(Generic[K, V]):
         self.takes = 0.0
         self.calls: list[K] = []
         self.open_for: float | None = None
+        self.proven = True
 
     def circuit_open_for(self) -> float | None:
         return self.open_for
+
+    def is_proven(self) -> bool:
+        return self.proven
 
     async def fetch(self, key: K, known: V | None, deadline_at: float) -> Confirmation[V]:  # noqa: ARG002 — its port
         self.calls.append(key)
@@ -345,7 +379,7 @@ class TodaysWorld(World):
         )
         self.settings: Resources[SettingsKey, UserSettings] = Resources(
             source=self.users,
-            cache=self.cache,
+            cache=self.tiers,
             writes=self.writes,
             clock=loop_time,
             rng=Still(),

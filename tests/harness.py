@@ -29,6 +29,8 @@ from sidecar.settings import (
     PolicySettings,
     RetrySettings,
     Settings,
+    StoreKind,
+    StoreSettings,
     UpstreamApi,
     UpstreamSettings,
 )
@@ -36,6 +38,7 @@ from sidecar.settings import (
 PATH = "/api/v1/generate-prompt"
 JSON = {"Content-Type": "application/json"}
 ANY_PORT = Address("127.0.0.1", 0)
+NO_STORE = StoreSettings(kind=StoreKind.NONE)
 EVENTUALLY_SECONDS = 10.0
 
 QUICK_DEADLINE = 0.6
@@ -62,7 +65,7 @@ def settings_for(
         ops=OpsSettings(listen=ANY_PORT),
         upstream=UpstreamSettings(url=url, **({"api": UpstreamApi.PROMPT_DATA} | dict(upstream or {}))),
         policy=PolicySettings(default=policy or Policy(), nodes=nodes or {}),
-        **sections,
+        **({"store": NO_STORE} | sections),
     )
 
 
@@ -182,11 +185,11 @@ class Sidecar(Client):
 
 @asynccontextmanager
 async def sidecar_with(
-    settings: Settings, *, clock: Clock = time.monotonic, rng: Rng | None = None
+    settings: Settings, *, clock: Clock = time.monotonic, wall: Clock = time.time, rng: Rng | None = None
 ) -> AsyncIterator[Sidecar]:
     """Run a sidecar."""
     async with (
-        running(settings, clock=clock, rng=rng) as sidecar,
+        running(settings, clock=clock, wall=wall, rng=rng) as sidecar,
         client_of(f"http://{sidecar.listen}", f"http://{sidecar.ops}") as client,
     ):
         yield Sidecar(client, sidecar.core)
@@ -385,7 +388,11 @@ async def sidecar_process(url: str, folder: Path, **settings: str) -> AsyncItera
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SIDECAR_", "COV"))}
     environment |= {"PYTHONPATH": str(PACKAGE_ROOT), "HOME": str(folder), "TMPDIR": str(folder)}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "SIDECAR_UPSTREAM__API": "prompt-data"}
+    environment |= {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SIDECAR_UPSTREAM__API": "prompt-data",
+        "SIDECAR_STORE__KIND": "none",
+    }
     environment |= {f"SIDECAR_{key}": value for key, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sidecar", "run", "--config", "/dev/null", "--upstream-url", url),

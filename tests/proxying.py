@@ -120,6 +120,9 @@ class Watching:
     ends: list[WriteEnd] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def prepare(self, method: str, target: str) -> None:
+        """Have nothing to do."""
+
     def began(self, method: str, target: str) -> Callable[[WriteEnd], None]:
         self.writes.append((method, target))
 

@@ -18,7 +18,16 @@ from sidecar.app import Sidecar, StartError, installed_version, open_core, runni
 from sidecar.core.errors import PromptError
 from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.server.generate_prompt import PATH
-from sidecar.settings import Address, OpsSettings, RetrySettings, Settings, UpstreamApi, UpstreamSettings
+from sidecar.settings import (
+    Address,
+    OpsSettings,
+    RetrySettings,
+    Settings,
+    StoreKind,
+    StoreSettings,
+    UpstreamApi,
+    UpstreamSettings,
+)
 from tests.wire import get, post, reference, refuses, until, wire
 
 ANYWHERE = Address("127.0.0.1", 0)
@@ -57,6 +66,7 @@ def settings(url: str = "http://127.0.0.1:9", **changes: Any) -> Settings:
     parts: dict[str, Any] = {
         "listen": ANYWHERE,
         "ops": OpsSettings(listen=ANYWHERE),
+        "store": StoreSettings(kind=StoreKind.NONE),
         "upstream": UpstreamSettings(url=url, api=UpstreamApi.PROMPT_DATA),
     }
     return Settings(**(parts | changes))

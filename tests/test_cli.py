@@ -274,7 +274,10 @@ async def started(*arguments: str, **environment: str) -> AsyncIterator[Running]
             await process.communicate()
 
 
-FIXED = {"SIDECAR_UPSTREAM__API": "prompt-data"}  # nothing is looked for, so the first line is the start's
+FIXED = {  # nothing is looked for, so the first line is the start's; nothing is left behind
+    "SIDECAR_UPSTREAM__API": "prompt-data",
+    "SIDECAR_STORE__KIND": "none",
+}
 ANYWHERE = ("--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")
 
 

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from sidecar.settings import (
     RolloutSettings,
     Settings,
     ShadowSettings,
+    StoreKind,
+    StoreSettings,
     UpstreamApi,
     UpstreamSettings,
     contradictions,
@@ -87,6 +90,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders"), Policy()
         ),
         proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0),
+        store=StoreSettings(kind=StoreKind.FILE, path=Path(".sidecar/cache.db"), max_bytes=256 * MIB),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
         limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),

@@ -145,6 +145,24 @@ class Reloaded(NamedTuple):
     """The sections whose change waits for a restart."""
 
 
+class StoreLookup(NamedTuple):
+    """The store behind the memory was asked; `result`: hit or miss."""
+
+    result: str
+
+
+class RecordDropped(NamedTuple):
+    """What the store had could not be used; `reason` is one of a closed set."""
+
+    reason: str
+
+
+class StoreChanged(NamedTuple):
+    """The store works (`error` None), or is in trouble: serving goes on without it."""
+
+    error: str | None
+
+
 class RenderedEmpty(NamedTuple):
     """Placeholders became nothing, because the upstream's own options say so."""
 
@@ -194,6 +212,9 @@ Event = (
     | ParityChecked
     | RolledBack
     | Reloaded
+    | StoreLookup
+    | RecordDropped
+    | StoreChanged
     | RenderedEmpty
     | NotRendered
     | Proxied

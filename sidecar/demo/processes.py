@@ -86,6 +86,7 @@ async def _spawned(arguments: tuple[str, ...], settings: Mapping[str, str]) -> a
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     search = [str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     ours = {"PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1", "SIDECAR_LOG__FORMAT": "json"}
+    ours["SIDECAR_STORE__KIND"] = "none"  # a demo leaves nothing behind
     spawning = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             sys.executable,

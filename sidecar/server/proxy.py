@@ -106,6 +106,7 @@ class Proxy:
         write = _Write(self._watch, passed)
         passage: Passage | None = None
         try:
+            await write.prepare()
             async with patience, self._forwarder.open(upload.of(passed)) as answer:
                 # A gateway's 504 says as little of what the service still does as no answer at all.
                 write.ended(WriteEnd.ANSWERED if answer.status < 500 else WriteEnd.LOST)
@@ -154,8 +155,15 @@ class _Write:
 
     def __init__(self, watch: WriteWatch | None, request: ForwardRequest) -> None:
         self._tell: Callable[[WriteEnd], None] | None = None
-        if watch is not None and request.method not in SAFE_METHODS:
-            self._tell = watch.began(request.method, request.target)
+        self._watch = watch if request.method not in SAFE_METHODS else None
+        self._request = request
+        if self._watch is not None:
+            self._tell = self._watch.began(request.method, request.target)
+
+    async def prepare(self) -> None:
+        """Let the watch do what must be done before anything is sent."""
+        if self._watch is not None:
+            await self._watch.prepare(self._request.method, self._request.target)
 
     def ended(self, how: WriteEnd) -> None:
         """Tell, unless it is told."""

@@ -46,6 +46,11 @@ class Selection:
         if self._fixed is not None:
             self._use(self._fixed)
 
+    def remember(self, generation: Generation) -> None:
+        """Begin with what the store was filled from, until a look says otherwise (contract §2, `auto`)."""
+        if self.current is None:
+            self._use(generation)
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have a listener called after each change."""
         self._listeners.append(listener)

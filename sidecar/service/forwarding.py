@@ -23,6 +23,10 @@ class WriteEnd(StrEnum):
 class WriteWatch(Protocol):
     """Who wants to know of writes."""
 
+    async def prepare(self, method: str, target: str) -> None:
+        """Do what must be done for good before a write is sent; called after `began`."""
+        ...
+
     def began(self, method: str, target: str) -> Callable[[WriteEnd], None] | None:
         """Hear of a request that may change something, before any byte of it is sent.
 

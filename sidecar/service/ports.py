@@ -52,16 +52,47 @@ class Source(Protocol[K_contra, V]):
         """Return None where a call may go out now, else the seconds until it is worth asking again."""
         ...
 
+    def is_proven(self) -> bool:
+        """Return whether the upstream has answered since this process began."""
+        ...
+
+
+class Recalled(NamedTuple):
+    """What a store behind the memory had."""
+
+    kept: Any
+    confirmed_at: float
+    """An instant of this process's clock; before its start, as a rule."""
+    spread: float
+    epoch: int
+
 
 class Cache(Protocol):
     """Where entries are kept. `peek` is the hot path's only stop: it answers at once, without an await."""
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is anything behind the memory."""
+        ...
 
     def peek(self, key: Any) -> Any:
         """Return what is at hand without waiting; a plain tuple will do for a key, as it is the same to a mapping."""
         ...
 
     async def set(self, key: Key, entry: Entry[Any], ttl: float) -> object:
-        """Keep an entry for at most `ttl` seconds."""
+        """Keep an entry in memory for at most `ttl` seconds."""
+        ...
+
+    def persist(self, key: Key, entry: Entry[Any]) -> None:
+        """Keep an entry behind the memory, too; returns at once."""
+        ...
+
+    async def recall(self, key: Key) -> Recalled | None:
+        """Return what is kept behind the memory; never raises, and is never long about it."""
+        ...
+
+    async def forget(self, owner: int | None) -> None:
+        """Forget all entries of an owner behind the memory, for good before this returns."""
         ...
 
     async def delete(self, key: Key) -> object:

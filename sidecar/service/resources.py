@@ -21,6 +21,10 @@ from sidecar.service.writes import Writes
 ANSWER_MARGIN = 0.1
 """Seconds before the deadline (a tenth of it at most) at which a fetch gives up, so that the answer leaves in time."""
 
+BOOT_PATIENCE = 0.25
+"""Seconds to wait for an upstream that was not heard of since the start, while usable stale data is at hand: a pod that
+restarts in an outage must answer within a second of its start. About ten times what a healthy one takes."""
+
 K = TypeVar("K", bound=Key)
 V = TypeVar("V", bound=Kept)
 
@@ -132,6 +136,8 @@ class Resources(Generic[K, V]):
     async def obtain(self, key: K, terms: Terms) -> Obtained[V]:
         """Decide by the stale table, and do it; raises `PromptError`, or `Diverted`."""
         entry = self.peek(key)
+        if entry is None and self._cache.has_store and terms.policy.strategy is not Strategy.NETWORK_ONLY:
+            entry = await self._recall(key, terms)
         now = self._clock()
         if (
             entry is not None
@@ -175,6 +181,28 @@ class Resources(Generic[K, V]):
             case _:
                 assert_never(action)
 
+    async def _recall(self, key: K, terms: Terms) -> Entry[V] | None:
+        """Take into memory what is kept behind it, as far as a policy still has a use for it."""
+        began_in = self._writes.lane(key.owner)
+        recalled = await self._cache.recall(key)
+        if recalled is None or self._writes.lane(key.owner) != began_in:
+            return self.peek(key)
+        known = self.peek(key)
+        if known is not None and known.confirmed_at >= recalled.confirmed_at:
+            return known
+        entry: Entry[V] = Entry.of(recalled.kept, recalled.confirmed_at, recalled.spread, terms.policy, recalled.epoch)
+        left = self._keep_for(terms.policy, entry) - (self._clock() - entry.confirmed_at)
+        if left <= 0 or self._writes.is_void(key.owner, entry.epoch):
+            return None
+        await self._cache.set(key, entry, left)
+        return entry
+
+    def _keep_for(self, policy: Policy, entry: Entry[V]) -> float:
+        return max(
+            0.0 if each.strategy is Strategy.NETWORK_ONLY else _usable_for(each, entry)
+            for each in self._keep_under(policy)
+        )
+
     def is_aging(self, key: K, policy: Policy) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
         view = look(self.peek(key), policy, self._clock())
@@ -215,7 +243,10 @@ class Resources(Generic[K, V]):
         forward = _why_forwarded(terms, before)
         began_after = terms.began_at if terms.directives.no_cache else None
         last_moment = terms.deadline_at + terms.margin / 2  # the fetch's own end, and so its cause, comes first
-        patience_until = min(last_moment, self._clock() + terms.policy.network_timeout) if brief else last_moment
+        patience = terms.policy.network_timeout
+        if not self._source.is_proven():
+            patience = min(patience, BOOT_PATIENCE)
+        patience_until = min(last_moment, self._clock() + patience) if brief else last_moment
         collapsed = False
         own: object = None
         while True:
@@ -284,10 +315,7 @@ class Resources(Generic[K, V]):
             self._observe(FetchFailed(label, failure.kind, failure.detail, self._source.endpoint))
             return failure
         entry = Entry.of(confirmed.document, confirmed.confirmed_at, self._rng.uniform(-1.0, 1.0), policy, epoch or 0)
-        keep_for = max(
-            0.0 if each.strategy is Strategy.NETWORK_ONLY else _usable_for(each, entry)
-            for each in self._keep_under(policy)
-        )
+        keep_for = self._keep_for(policy, entry)
         stored = (
             keep_for > 0
             and self._may_keep(entry.document)
@@ -297,6 +325,8 @@ class Resources(Generic[K, V]):
         )
         if stored:
             await self._cache.set(key, entry, keep_for)
+            if self._writes.is_settled(key.owner):
+                self._cache.persist(key, entry)
         return Landed(entry, stored)
 
 

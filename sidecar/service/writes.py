@@ -5,7 +5,7 @@ with a later write. So it does not matter who is faster, nor whether the answer 
 """
 
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import NamedTuple
 
 from sidecar.service.ports import Clock
@@ -29,13 +29,33 @@ class Writes:
         self._floor = 0  # everybody's entries from before this are void: the price of a mark forgotten
         self._floor_unsettled_until = 0.0
         self._marks: OrderedDict[int | None, _Mark] = OrderedDict()
+        self._open: Counter[int | None] = Counter()
         self._solitary = itertools.count(1)
+
+    def began(self, owner: int | None) -> None:
+        """Note a write that is on its way: what is fetched meanwhile may be old by the time it is read again."""
+        self._open[owner] += 1
+
+    def is_settled(self, owner: int | None) -> bool:
+        """Return whether no write of the owner is on its way, so that what is kept would outlive this process."""
+        return not self._open[owner]
+
+    def gave_up(self, owner: int | None) -> None:
+        """Note that a write never left."""
+        self._close(owner)
+
+    def _close(self, owner: int | None) -> None:
+        self._open[owner] -= 1
+        if self._open[owner] <= 0:
+            del self._open[owner]
 
     def ended(self, owner: int | None, *, unsettled_for: float = 0.0) -> None:
         """Note a write that may have changed what is kept.
 
         `unsettled_for`: seconds for which it may still take effect, where its answer was lost.
         """
+        if owner in self._open:
+            self._close(owner)
         self._epoch += 1
         before = self._marks.pop(owner, None)
         until = self._clock() + unsettled_for if unsettled_for else 0.0

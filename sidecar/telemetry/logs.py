@@ -20,11 +20,13 @@ from sidecar.core.events import (
     Outcome,
     ParityChecked,
     Proxied,
+    RecordDropped,
     Reloaded,
     RenderedEmpty,
     RequestOutcome,
     Retried,
     RolledBack,
+    StoreChanged,
     TemplatesLoaded,
     UpstreamAttempt,
     Written,
@@ -108,6 +110,8 @@ class LogListener:
             ParityChecked: self._parity_checked,
             RolledBack: self._rolled_back,
             Reloaded: self._reloaded,
+            RecordDropped: lambda e: log.warning("record_dropped", reason=e.reason),
+            StoreChanged: self._store_changed,
             RenderedEmpty: self._rendered_empty,
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
@@ -162,6 +166,12 @@ class LogListener:
             self._log.error("settings_not_reloaded", problems=event.problems)
         else:
             self._log.info("settings_reloaded", waiting_for_restart=event.restart)
+
+    def _store_changed(self, event: StoreChanged) -> None:
+        if event.error is None:
+            self._log.info("store_recovered")
+        else:
+            self._log.error("store_degraded", error=event.error)
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._log.debug("upstream_called", **event._asdict())

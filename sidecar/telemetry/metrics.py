@@ -26,11 +26,14 @@ from sidecar.core.events import (
     Outcome,
     ParityChecked,
     Proxied,
+    RecordDropped,
     Reloaded,
     RenderedEmpty,
     RequestOutcome,
     Retried,
     RolledBack,
+    StoreChanged,
+    StoreLookup,
     TemplatesLoaded,
     UpstreamAttempt,
     Written,
@@ -67,11 +70,20 @@ class CacheStats(Protocol):
         ...
 
 
+class StoreStats(Protocol):
+    """What the store behind the memory counts by itself."""
+
+    entries: int
+    bytes: int
+
+
 class _CacheCollector(Collector):
     """Reads the memory tier's own counts when asked."""
 
     def __init__(self, cache: CacheStats) -> None:
         self._cache = cache
+        self.lookups: Tally[tuple[str, str]] = Tally()
+        self.store: StoreStats | None = None
 
     def collect(self) -> Iterable[Metric]:
         lookups = CounterMetricFamily(
@@ -81,11 +93,15 @@ class _CacheCollector(Collector):
         )
         lookups.add_metric(("memory", "hit"), self._cache.hits)
         lookups.add_metric(("memory", "miss"), self._cache.misses)
+        for labels, count in self.lookups.items():
+            lookups.add_metric(labels, count)
         yield lookups
         entries = GaugeMetricFamily(
             "prompt_sidecar_cache_entries", "Entries kept. At cache.max_entries the oldest make room.", labels=("tier",)
         )
         entries.add_metric(("memory",), len(self._cache))
+        if self.store is not None:
+            entries.add_metric(("file",), self.store.entries)
         yield entries
         size = GaugeMetricFamily(
             "prompt_sidecar_cache_bytes",
@@ -93,6 +109,8 @@ class _CacheCollector(Collector):
             labels=("tier",),
         )
         size.add_metric(("memory",), self._cache.bytes)
+        if self.store is not None:
+            size.add_metric(("file",), self.store.bytes)
         yield size
         evictions = CounterMetricFamily(
             "prompt_sidecar_cache_evictions",
@@ -295,6 +313,17 @@ class Metrics:
             buckets=PROXY_BUCKETS,
             registry=registry,
         )
+        self._store_ok = Gauge(
+            "prompt_sidecar_store_ok",
+            "0: the store behind the memory is in trouble, a restart now would lose what is kept. /status says why.",
+            registry=registry,
+        )
+        self._records_dropped = Counter(
+            "prompt_sidecar_records_dropped_total",
+            "Records of the store that could not be used, by reason. Many for `checksum`: look at the disk.",
+            ("reason",),
+            registry=registry,
+        )
         self._reload_successful = Gauge(
             "prompt_sidecar_config_last_reload_successful",
             "1 if the settings last read were taken; 0: the file has a mistake, the old ones are in force.",
@@ -307,7 +336,8 @@ class Metrics:
         )
         build = Gauge("prompt_sidecar_build_info", "The version that runs.", ("version",), registry=registry)
         build.labels(version).set(1)
-        registry.register(_CacheCollector(cache))
+        self._cache_collector = _CacheCollector(cache)
+        registry.register(self._cache_collector)
         registry.register(self._requests)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -324,6 +354,11 @@ class Metrics:
         """Return what a scrape gets: the body, and its type as the Accept header asks."""
         encode, content_type = choose_encoder(accept or "")
         return encode(self.registry), content_type
+
+    def has_store(self, store: StoreStats) -> None:
+        """Show a store, too."""
+        self._cache_collector.store = store
+        self._store_ok.set(1)
 
     def settings_loaded(self, at: float) -> None:
         """Tell of settings that were taken; `at`: Unix time in seconds."""
@@ -350,6 +385,9 @@ class Metrics:
             RolledBack: lambda event: self._rolled_back.labels(event.node).set(event.back),
             Proxied: self._passed_on,
             Reloaded: self._reloaded,
+            StoreLookup: lambda event: self._cache_collector.lookups.update({("file", event.result): 1}),
+            StoreChanged: lambda event: self._store_ok.set(event.error is None),
+            RecordDropped: lambda event: self._records_dropped.labels(event.reason).inc(),
         }
 
     def _attempted(self, event: UpstreamAttempt) -> None:

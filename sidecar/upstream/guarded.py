@@ -94,11 +94,16 @@ class Guard:
         self._observe = observer
         self._max_quiet = max_quiet
         self._quiet_until = -math.inf
+        self._proven = False
 
     def circuit_open_for(self) -> float | None:
         """Return None where a call may go out now, else the seconds until it is worth asking again."""
         quiet_for = self._quiet_until - self._clock()
         return quiet_for if quiet_for > 0 else self._breaker.open_for()
+
+    def is_proven(self) -> bool:
+        """Return whether the upstream has answered since this process began."""
+        return self._proven
 
     def has_room(self) -> bool:
         """Return whether a call that nobody waits for may go out: the circuit is closed and the bulkhead half empty."""
@@ -182,6 +187,7 @@ class Guard:
                     result = failure.kind.value
                     raise
                 finally:
+                    self._proven |= verdict is Verdict.SUCCESS
                     permit.tell(verdict if counts else Verdict.NEUTRAL)
                     self._observe(UpstreamAttempt(endpoint, result, self._clock() - sent_at))
         return Confirmation(document, sent_at)
@@ -206,6 +212,7 @@ class GuardedSource(Generic[K, V]):
         self._guard = guard
         self._attempt = attempt
         self.circuit_open_for = guard.circuit_open_for
+        self.is_proven = guard.is_proven
 
     @property
     def endpoint(self) -> str:

@@ -19,7 +19,7 @@ from sidecar.core.policy import Policy, Strategy
 from sidecar.service.background import Background
 from sidecar.service.resources import Diverted, Landed, Obtained, Resources, Terms
 from sidecar.service.writes import Writes
-from tests.fakes import Fetch, HeldSource, Still, answered, loop_time
+from tests.fakes import Fetch, HeldSource, Still, answered, loop_time, memory_alone
 
 pytestmark = pytest.mark.looptime
 
@@ -45,7 +45,7 @@ class Store:
         self.background = Background(self.events.append)
         self.resources: Resources[SettingsKey | RouteKey, UserSettings] = Resources(
             source=self.source,
-            cache=self.cache,
+            cache=memory_alone(self.cache),
             writes=self.writes,
             clock=loop_time,
             rng=Still(),
