@@ -78,7 +78,7 @@ async def running(
             ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen")
             listen = await _listen(runner, settings.listen, "listen")
             if origin is not None and origin.path is not None:
-                core.background.keep(watch(origin.path, reload), name="watch-settings")
+                core.background.keep(watch(origin.path, reload, since=origin.read_as), name="watch-settings")
             ready = True
             log.info(
                 "started",

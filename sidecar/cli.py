@@ -92,10 +92,12 @@ def _load(config: Path | None, flags: dict[str, str | None]) -> tuple[Any, Any]:
     """Return the settings, and how and whence they are read again."""
     from sidecar.config_file import ConfigError, default_path, load
     from sidecar.reload import Origin
+    from sidecar.watch import identity
 
     path = config if config is not None else default_path(os.environ)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
-    origin = Origin(lambda: load(path, environ=os.environ, flags=given), path)
+    read_as = identity(path) if path is not None else None
+    origin = Origin(lambda: load(path, environ=os.environ, flags=given), path, read_as)
     try:
         return origin.load(), origin
     except ConfigError as error:

@@ -232,8 +232,8 @@ def _from_file(path: Path | None) -> Iterator[Given | Named | Problem]:
         hint = '; write an IPv6 address in quotes: "[::1]:8002"' if bare else ""
         what = " ".join(filter(None, (error.context, error.problem)))
         yield _unusable(name, f"is not YAML, {what}", line, hint)
-    except RecursionError:
-        yield _unusable(name, "is nested too deeply")
+    except (RecursionError, ValueError, OverflowError) as error:  # PyYAML lets them through
+        yield _unusable(name, "is nested too deeply" if isinstance(error, RecursionError) else "is not YAML")
     else:
         if root is not None:
             yield from _from_node(root, (), name)
@@ -254,8 +254,8 @@ def _from_node(node: yaml.Node, path: KeyPath, name: str) -> Iterator[Given | Na
     key = KEYS.get(_generic(path))
     if key is not None and isinstance(key.kind, Either) and key.kind.word in _NULLS and _is_null(node):
         scalar = key.kind.word
-    if key is not None and scalar is None and _takes_names(key.kind):
-        scalar = _list_text(node)
+    if key is not None and _takes_names(key.kind):
+        scalar = None if _is_null(node) else scalar if scalar is not None else _list_text(node)
     if key is not None and scalar is not None:
         yield Given(path, scalar, source)
     elif key is not None:
@@ -307,6 +307,8 @@ def _line(node: yaml.Node, name: str) -> str:
 def _shape(node: yaml.Node) -> str:
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
+    if _is_null(node):
+        return "nothing"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     return "nothing" if node.tag == _YAML_TEXT else f"a value with the tag {shown(node.tag)}"

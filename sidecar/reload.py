@@ -11,6 +11,7 @@ from sidecar.config_file import ConfigError
 from sidecar.core.events import Reloaded
 from sidecar.service.ports import Observer
 from sidecar.settings import Settings
+from sidecar.watch import Identity
 
 LIVE = frozenset({"policy", "rollout", "shadow", "routes"})
 """The sections that a request reads when it begins; all else is built into what runs and waits for a restart."""
@@ -21,6 +22,8 @@ class Origin(NamedTuple):
 
     load: Callable[[], Settings]
     path: Path | None
+    read_as: Identity | None = None
+    """What the file was when it was read."""
 
 
 class Reloader:

@@ -8,10 +8,10 @@ from pathlib import Path
 POLL_SECONDS = 1.0
 """Between two looks; a look is one stat(), which works on every volume that a pod can mount."""
 
-_Identity = tuple[int, int, int, int] | None
+Identity = tuple[int, int, int, int]
 
 
-def identity(path: Path) -> _Identity:
+def identity(path: Path) -> Identity | None:
     """Return what changes when a file's content does, whatever links lead to it; None where there is no file."""
     try:
         found = os.stat(path)  # noqa: PTH116 — follows links, as does open()
@@ -20,12 +20,20 @@ def identity(path: Path) -> _Identity:
     return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-async def watch(path: Path, changed: Callable[[], Awaitable[None]], *, poll_seconds: float = POLL_SECONDS) -> None:
+async def watch(
+    path: Path,
+    changed: Callable[[], Awaitable[None]],
+    *,
+    since: Identity | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
     """Call `changed` after each change of the file, for ever.
 
-    A file is left alone until it looked the same twice: what is still being written must not be read.
+    `since`: what the file was when it was read; None: what it is now. A file is left alone until it looked the same
+    twice: what is still being written must not be read.
     """
-    taken = seen = await asyncio.to_thread(identity, path)
+    seen = await asyncio.to_thread(identity, path)
+    taken = seen if since is None else since
     while True:
         await asyncio.sleep(poll_seconds)
         now = await asyncio.to_thread(identity, path)

@@ -256,7 +256,9 @@ async def open_core(
         selection.watch(lambda: upstream.detect_interval * jitter.uniform(0.9, 1.1)), name="detect-generation"
     )
     if template_file is not None:
-        background.keep(watch(template_file.path, template_file.reload), name="watch-templates")
+        background.keep(
+            watch(template_file.path, template_file.reload, since=template_file.read_as), name="watch-templates"
+        )
     try:
         yield core
     finally:

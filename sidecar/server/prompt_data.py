@@ -1,5 +1,6 @@
 """`POST /api/v1/prompt-data`, for a LearnFlow that renders by itself (contract §3)."""
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -12,7 +13,7 @@ from sidecar.core.errors import Answer, PromptError
 from sidecar.server.generate_prompt import Reader
 from sidecar.server.listener import Handler
 from sidecar.server.requests import parse_cache_control
-from sidecar.server.responses import age_seconds, error_response
+from sidecar.server.responses import age_seconds, error_response, problem
 from sidecar.service.generations import Ready
 from sidecar.service.ports import Clock
 from sidecar.service.prompts import PromptManager
@@ -38,7 +39,7 @@ class PromptData:
         """Answer one request, inside the deadline that begins here."""
         began_at = self._clock()
         if not await self._manager.renders_here(self._deadline):
-            return await self._proxy(request)
+            return await self._passed_on(request, began_at)
         asked = await self._reader.read(request, began_at)
         if isinstance(asked, web.Response):
             return asked
@@ -58,6 +59,19 @@ class PromptData:
             headers = {"Content-Type": found.content_type, "Cache-Status": cache_status(_THEIRS)}
             return web.Response(status=found.status, body=found.body, headers=headers)
         return _response(request, found)
+
+    async def _passed_on(self, request: web.BaseRequest, began_at: float) -> web.StreamResponse:
+        """Pass a request on, inside the same deadline as any other for a prompt's parts."""
+        left = began_at + self._deadline * 0.95 - self._clock()
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                return await self._proxy(request)
+        except TimeoutError:
+            if request.writer.output_size > 0:
+                raise ConnectionError("an answer was begun already") from None
+            response = problem(504, "The config service did not answer in time.")
+            response.force_close()  # its body may not be read
+            return response
 
 
 def _response(request: web.BaseRequest, ready: Ready) -> web.Response:

@@ -289,6 +289,7 @@ class Metrics:
             "0: upstream.templates_file has a mistake, the old templates are in force. /status says which.",
             registry=registry,
         )
+        self._templates_ok.set(1)
         self._parity = Counter(
             "prompt_sidecar_parity_checks_total",
             "Comparisons with the service's own prompts. mismatch: local rendering of this node is not to be trusted.",

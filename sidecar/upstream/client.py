@@ -45,7 +45,8 @@ class UpstreamClient:
     """Calls to the config service: bounded answers, no redirects, no cookies, no proxies from the environment."""
 
     def __init__(self, base_url: str, *, connect_timeout: float, max_response: int) -> None:
-        self._base_url = base_url.rstrip("/")
+        base = URL(base_url, encoded=True)
+        self._scheme, self._authority, self._prefix = base.scheme, base.raw_authority, base.raw_path.rstrip("/")
         self._max_response = max_response
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),  # the bulkhead is the limit
@@ -81,7 +82,7 @@ class UpstreamClient:
         data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
         try:
             async with self._session.request(
-                method, URL(self._base_url + path, encoded=True), data=data, headers=headers, allow_redirects=False
+                method, self._url(path), data=data, headers=headers, allow_redirects=False
             ) as response:
                 if response.status == 304 and 304 in accepted:
                     return Response(304, response.headers, b"")
@@ -105,6 +106,10 @@ class UpstreamClient:
         if response.status in accepted:
             return Response(response.status, response.headers, content)
         raise _failure(response, content)
+
+    def _url(self, target: str) -> URL:
+        """Return a URL with this target, whatever it holds: as an encoded path, query and all, it is not read."""
+        return URL.build(scheme=self._scheme, authority=self._authority, path=self._prefix + target, encoded=True)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         content = bytearray()

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.core.errors import Answer
+from sidecar.core.errors import Answer, FailureKind, UpstreamFailure
 from sidecar.service.ports import Generated
 from sidecar.upstream.answers import bad, not_json
 from sidecar.upstream.client import UpstreamClient, encode
@@ -38,7 +38,12 @@ class GeneratePromptService:
         self, user_id: int, node_name: str, context: Mapping[str, Any], deadline_at: float, *, shadow: bool = False
     ) -> Generated:
         """Have the service render, before `deadline_at`; raises `UpstreamFailure`."""
-        body = encode({"user_id": user_id, "node_name": node_name, "context": context})
+        try:
+            body = encode({"user_id": user_id, "node_name": node_name, "context": context})
+        except RecursionError as error:
+            raise UpstreamFailure(
+                FailureKind.REFUSED, "the request's context is nested too deeply to be passed on", status=422
+            ) from error
         attempt = partial(self._ask, body)
         return (await self._guard.call(ENDPOINT, attempt, deadline_at, once=shadow)).document
 

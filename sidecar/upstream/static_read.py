@@ -35,7 +35,7 @@ def _is_of_the_service(answer: StaticAnswer) -> bool:
     if answer.status != 200:
         return True
     try:
-        msgspec.json.decode(answer.body, type=msgspec.Raw)
+        msgspec.json.decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
@@ -58,4 +58,4 @@ def may_keep(answer: StaticAnswer) -> bool:
 
 
 def _is_kept(name: str) -> bool:
-    return name.lower() not in {"date", "content-length", "age", "cache-status"}
+    return name.lower() not in {"date", "content-length", "content-encoding", "age", "cache-status"}

@@ -12,6 +12,7 @@ from sidecar.core.events import TemplatesLoaded
 from sidecar.core.prompt import CompiledTemplate, RenderOptions, TemplateRejected, Undefined
 from sidecar.service.ports import Observer
 from sidecar.upstream.templates import Templates
+from sidecar.watch import Identity, identity
 
 SUFFIX = "_system_prompt"
 """What today's service appends to a node's name to find its template."""
@@ -48,6 +49,8 @@ class TemplateFile:
         self._options = options
         self._observe = observer
         self._loaded = _Loaded({}, {})
+        self.read_as: Identity | None = None
+        """What the file was when it was read for the first time."""
         self.error: str | None = None
         """What is wrong with the file as it is now; None: nothing."""
 
@@ -78,6 +81,7 @@ class TemplateFile:
 
         A template that is not admitted is left to the service: there is no older one that could stay.
         """
+        self.read_as = identity(self._path)
         self._loaded = self._read()
         self._observe(TemplatesLoaded(len(self._loaded.templates), None))
 
@@ -106,6 +110,9 @@ class TemplateFile:
             if not key.endswith(SUFFIX):
                 continue
             node = key.removesuffix(SUFFIX)
+            if not source.strip():
+                refused[node] = _Refused(source, f"{self._path}, line {line}, key {key!r}: is empty")
+                continue
             try:
                 templates[node] = self._templates.get(source, self._options)
             except TemplateRejected as error:
@@ -152,5 +159,8 @@ def _composed(path: Path) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise TemplateFileError(f"{path}{where}: is not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.reader.ReaderError as error:
+        line = data.decode("utf-8-sig").count("\n", 0, error.position) + 1
+        raise TemplateFileError(f"{path}, line {line}: is not YAML: it holds a control character") from error
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # PyYAML lets the last two through
         raise TemplateFileError(f"{path}: is not YAML") from error
