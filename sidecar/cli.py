@@ -135,12 +135,11 @@ def run(config: Path | None, **flags: str | None) -> None:
     configure_logs(level=settings.log.level.value, style=settings.log.format.value)
 
     async def serve() -> None:
-        stop = _stop_signal()
+        stop, hung_up = _stop_signal(), asyncio.Event()
+        # Before anything is said: a SIGHUP without a handler ends the process.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
         async with running(settings, origin=origin) as sidecar:
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(
-                signal.SIGHUP, lambda: sidecar.core.background.spawn(sidecar.reload(), name="reload")
-            )
+            sidecar.core.background.keep(_on_each(hung_up, sidecar.reload), name="reload")
             gc.collect()
             gc.freeze()  # what start-up made stays, and need not be looked at again
             gc.set_threshold(GC_THRESHOLD, 20, 100)
@@ -210,6 +209,14 @@ def demo(*, as_json: bool) -> None:
         sys.exit(_run(_unless_stopped(play(as_json=as_json))))
     except (ChildError, StoryError) as error:
         _die(str(error))
+
+
+async def _on_each(event: asyncio.Event, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Act each time that the event is set, for ever."""
+    while True:
+        await event.wait()
+        event.clear()
+        await act()
 
 
 def _stop_signal() -> asyncio.Event:

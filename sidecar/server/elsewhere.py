@@ -46,7 +46,9 @@ class Elsewhere:
             table, deadline = self._routes()
             path = request.raw_path.partition("?")[0]
             found = table.find(path)
-            is_plain = request.host.isascii() and not any(name in request.headers for name in _PERSONAL)
+            is_plain = request.headers.get("Host", "\xff").isascii() and not any(
+                name in request.headers for name in _PERSONAL
+            )
             if found is not None and is_plain:
                 return self._read(request, found[0], deadline, written_user(path))
         return self._proxy(request)

@@ -12,6 +12,10 @@ ACCEPTED = frozenset({200, 301, 307, 308})
 _HARMLESS_VARY = frozenset({"accept-encoding", "origin"})  # we send neither a choice of encodings nor an origin
 
 
+DECODED = frozenset({"gzip", "deflate", "br", "zstd"})
+"""Codings that aiohttp undoes, though we ask for none."""
+
+
 class StaticReadSource:
     """One GET of a static read, unguarded."""
 
@@ -23,7 +27,7 @@ class StaticReadSource:
     async def fetch(self, key: RouteKey, known: StaticAnswer | None) -> StaticAnswer:
         """Bring the answer; raises `UpstreamFailure`, also for a page of whoever answers in the service's place."""
         response = await self._client.get(key.target, headers={"Host": key.host}, accepted=ACCEPTED)
-        headers = [(name, value) for name, value in end_to_end(response.headers.items()) if _is_kept(name)]
+        headers = [(name, value) for name, value in end_to_end(response.headers.items()) if _is_kept(name, value)]
         answer = StaticAnswer(response.status, tuple(headers), response.body)
         if known is not None and not _is_of_the_service(answer):
             raise not_json()
@@ -57,5 +61,7 @@ def may_keep(answer: StaticAnswer) -> bool:
     return True
 
 
-def _is_kept(name: str) -> bool:
-    return name.lower() not in {"date", "content-length", "content-encoding", "age", "cache-status"}
+def _is_kept(name: str, value: str) -> bool:
+    if name.lower() == "content-encoding":
+        return value.strip().lower() not in DECODED
+    return name.lower() not in {"date", "content-length", "age", "cache-status"}
