@@ -1,7 +1,7 @@
 """Prompts in this process, without the HTTP hop: `python examples/in_process.py http://localhost:8002`.
 
 The settings are those of the sidecar (config/sidecar.yaml, SIDECAR_… in the environment), and so are cache, retries,
-circuit breaker and policy; only the listeners are missing.
+circuit breaker and policy; only the listeners are missing. The file store is for one process alone, so it is left out.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ from sidecar.wiring import open_core
 
 async def main(upstream_url: str) -> int:
     """Ask twice: the second prompt is made from what the first one brought."""
-    settings = load(default_path(os.environ), environ=os.environ, flags={"upstream.url": upstream_url})
+    settings = load(
+        default_path(os.environ), environ=os.environ, flags={"upstream.url": upstream_url, "store.kind": "none"}
+    )
     async with open_core(settings) as core:
         for question in ("Why is the sky blue?", "Why is the sea salty?"):
             try:
