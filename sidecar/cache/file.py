@@ -206,8 +206,6 @@ class FileStore:
             self._disk = await self._in_thread(lambda: _opened(self._path))
             self.entries, self.bytes = await self._in_thread(self._disk.count)
         except (sqlite3.Error, OSError) as error:
-            if isinstance(error, StoreBusyError):
-                raise
             self._broken(error)
             return
         self._try_again_at = 0.0
@@ -350,6 +348,8 @@ def _set_aside(path: Path) -> None:
 
 def _word_for(error: sqlite3.Error | OSError) -> str:
     """Return one of a closed set of words."""
+    if isinstance(error, StoreBusyError):
+        return "busy"
     if isinstance(error, PermissionError):
         return "permission"
     if isinstance(error, OSError):

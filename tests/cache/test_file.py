@@ -126,6 +126,22 @@ async def test_a_second_sidecar_is_told_that_the_file_is_taken(path: Path) -> No
         assert after.store.error is None
 
 
+async def test_a_file_that_another_sidecar_took_meanwhile_is_trouble_and_no_crash(path: Path) -> None:
+    path.parent.parent.mkdir(exist_ok=True)
+    path.parent.write_text("in the way")
+    async with opened(path) as one:
+        assert one.events == [StoreChanged("unwritable")]
+        path.parent.unlink()
+        async with opened(path) as two:
+            two.put("a")
+            one.clock.advance(file_module.REOPEN_SECONDS)
+            assert await one.names("a") == set()
+            assert one.events[-1] == StoreChanged("busy")
+        one.clock.advance(file_module.REOPEN_SECONDS)
+        assert await one.names("a") == {"a"}
+        assert one.events[-1] == StoreChanged(None)
+
+
 FOREIGN = {
     "text": b"this is no database, and never was one" * 100,
     "half a page": b"SQLite format 3\0" + b"\x10\x00" * 100,
