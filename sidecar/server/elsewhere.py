@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from sidecar.core.cache_status import cache_status
-from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import PromptError
 from sidecar.core.model import RouteKey, StaticAnswer
 from sidecar.core.policy import Policy
@@ -56,8 +55,7 @@ class Elsewhere:
     async def _read(
         self, request: web.BaseRequest, policy: Policy, deadline: float, owner: int | None
     ) -> web.StreamResponse:
-        asked = request.headers.get("Cache-Control")
-        directives = NO_DIRECTIVES if asked is None else parse_cache_control(asked)
+        directives = parse_cache_control(request.headers.get("Cache-Control"))
         terms = Terms(policy, directives, self._clock(), deadline)
         try:
             obtained = await self._reads.obtain(RouteKey(request.host, request.raw_path, owner), terms)

@@ -8,7 +8,6 @@ import msgspec
 from aiohttp import web
 
 from sidecar.core.cache_status import Forward, Provenance, cache_status
-from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import Answer, PromptError
 from sidecar.server.generate_prompt import Reader
 from sidecar.server.listener import Handler
@@ -43,12 +42,11 @@ class PromptData:
         asked = await self._reader.read(request, began_at)
         if isinstance(asked, web.Response):
             return asked
-        cache_control = request.headers.get("Cache-Control")
         try:
             found = await self._manager.get_prompt_data(
                 asked.user_id,
                 asked.node_name,
-                directives=NO_DIRECTIVES if cache_control is None else parse_cache_control(cache_control),
+                directives=parse_cache_control(request.headers.get("Cache-Control")),
                 began_at=began_at,
             )
         except PromptError as error:

@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
 
 from sidecar.core.errors import FailureKind, UpstreamFailure
 from sidecar.core.prompt import TemplateRejected
 
+T = TypeVar("T")
 Exists = Callable[[], Awaitable[bool | None]]
 """Look whether the service has an endpoint; None: it does not say."""
 
@@ -18,6 +22,16 @@ def bad(what: str) -> UpstreamFailure:
 def not_json() -> UpstreamFailure:
     """Return the failure that an answer is which cannot be read at all."""
     return UpstreamFailure(FailureKind.GARBAGE, "the config service answered with what is not JSON")
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Read an answer of a known shape; raises `UpstreamFailure`."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise bad(f"JSON of the wrong shape ({error})") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise not_json() from error
 
 
 def refused(error: TemplateRejected) -> UpstreamFailure:

@@ -33,6 +33,40 @@ class SoundRequest(aiohttp.ClientRequest):
         return await super().send(conn)
 
 
+class BaseAddress:
+    """Where the config service is: what request targets are appended to."""
+
+    def __init__(self, base_url: str) -> None:
+        base = URL(base_url, encoded=True)
+        self._scheme, self._authority, self._prefix = base.scheme, base.raw_authority, base.raw_path.rstrip("/")
+
+    def at(self, target: str) -> URL:
+        """Return a URL with this target, whatever it holds: as an encoded path, query and all, it is not read."""
+        path = target if target == "*" else self._prefix + target
+        return URL.build(scheme=self._scheme, authority=self._authority, path=path, encoded=True)
+
+
+def failure_of(error: aiohttp.ClientError | OSError) -> UpstreamFailure:
+    """Return the failure that an error of aiohttp's is."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return UpstreamFailure(
+                FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
+            )
+        case aiohttp.ClientConnectorError():
+            return UpstreamFailure(FailureKind.CONNECT_ERROR, "no connection to the config service")
+        case aiohttp.ClientResponseError():
+            return UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP")
+        case _ if isinstance(error.__cause__, ContentEncodingError):
+            return UpstreamFailure(
+                FailureKind.GARBAGE, "the config service's answer is compressed, and cannot be decompressed"
+            )
+        case _:
+            return UpstreamFailure(
+                FailureKind.RESET, "the connection to the config service broke before its answer was whole"
+            )
+
+
 class Response(NamedTuple):
     """A whole answer, of a status that was asked for."""
 
@@ -45,8 +79,7 @@ class UpstreamClient:
     """Calls to the config service: bounded answers, no redirects, no cookies, no proxies from the environment."""
 
     def __init__(self, base_url: str, *, connect_timeout: float, max_response: int) -> None:
-        base = URL(base_url, encoded=True)
-        self._scheme, self._authority, self._prefix = base.scheme, base.raw_authority, base.raw_path.rstrip("/")
+        self._base = BaseAddress(base_url)
         self._max_response = max_response
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),  # the bulkhead is the limit
@@ -82,34 +115,21 @@ class UpstreamClient:
         data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
         try:
             async with self._session.request(
-                method, self._url(path), data=data, headers=headers, allow_redirects=False
+                method, self._base.at(path), data=data, headers=headers, allow_redirects=False
             ) as response:
                 if response.status == 304 and 304 in accepted:
                     return Response(304, response.headers, b"")
                 content = await self._read(response)
-        except aiohttp.ConnectionTimeoutError as error:
-            raise UpstreamFailure(
-                FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
-            ) from error
-        except aiohttp.ClientConnectorError as error:
-            raise UpstreamFailure(FailureKind.CONNECT_ERROR, "no connection to the config service") from error
-        except aiohttp.ClientResponseError as error:
-            raise UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP") from error
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            if isinstance(error.__cause__, ContentEncodingError):
-                raise UpstreamFailure(
-                    FailureKind.GARBAGE, "the config service's answer is compressed, and cannot be decompressed"
-                ) from error
-            raise UpstreamFailure(
-                FailureKind.RESET, "the connection to the config service broke before its answer was whole"
-            ) from error
+        except (
+            aiohttp.ClientResponseError,
+            aiohttp.ClientConnectionError,
+            aiohttp.ClientPayloadError,
+            OSError,
+        ) as error:
+            raise failure_of(error) from error
         if response.status in accepted:
             return Response(response.status, response.headers, content)
         raise _failure(response, content)
-
-    def _url(self, target: str) -> URL:
-        """Return a URL with this target, whatever it holds: as an encoded path, query and all, it is not read."""
-        return URL.build(scheme=self._scheme, authority=self._authority, path=self._prefix + target, encoded=True)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         content = bytearray()

@@ -9,12 +9,11 @@ from typing import Any
 import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from yarl import URL
 
 from sidecar.core.errors import FailureKind, UpstreamFailure
 from sidecar.core.hop_by_hop import SAFE_METHODS, is_sound, values_of
 from sidecar.service.forwarding import ForwardRequest
-from sidecar.upstream.client import IDLE_SECONDS, SoundRequest
+from sidecar.upstream.client import IDLE_SECONDS, BaseAddress, SoundRequest, failure_of
 
 MAX_HEAD_LINE = 65_536
 """Bytes of a line of an answer's head; what the upstream sends to LearnFlow is its own affair, within reason."""
@@ -42,24 +41,8 @@ async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
         if isinstance(request, _Request) and request.transport is not None:
             request.transport.abort()  # a mere close would wait for an upstream that reads no more
         if isinstance(error, (aiohttp.ClientError, OSError)):
-            raise _failure(error) from error
+            raise failure_of(error) from error
         raise
-
-
-def _failure(error: aiohttp.ClientError | OSError) -> UpstreamFailure:
-    match error:
-        case aiohttp.ConnectionTimeoutError():
-            return UpstreamFailure(
-                FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
-            )
-        case aiohttp.ClientConnectorError():
-            return UpstreamFailure(FailureKind.CONNECT_ERROR, "no connection to the config service")
-        case aiohttp.ClientResponseError():
-            return UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP")
-        case _:
-            return UpstreamFailure(
-                FailureKind.RESET, "the connection to the config service broke before its answer was whole"
-            )
 
 
 async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
@@ -80,8 +63,7 @@ class Forwarder:
     """
 
     def __init__(self, base_url: str, *, connect_timeout: float) -> None:
-        base = URL(base_url, encoded=True)
-        self._scheme, self._authority, self._prefix = base.scheme, base.raw_authority, base.raw_path.rstrip("/")
+        self._base = BaseAddress(base_url)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         # The proxy's bulkhead is the limit.
         self._kept = self._session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS), _trace())
@@ -136,17 +118,12 @@ class Forwarder:
     ) -> aiohttp.ClientResponse:
         return await session.request(
             request.method,
-            self._url(request.target),
+            self._base.at(request.target),
             headers=request.headers,
             data=request.body,
             allow_redirects=False,
             **options,
         )
-
-    def _url(self, target: str) -> URL:
-        """Return a URL with this target, whatever it holds: as an encoded path, query and all, it is not read."""
-        path = target if target == "*" else self._prefix + target
-        return URL.build(scheme=self._scheme, authority=self._authority, path=path, encoded=True)
 
 
 def _seen(lost: "asyncio.Future[None]") -> None:

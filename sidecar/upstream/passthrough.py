@@ -8,7 +8,7 @@ import msgspec
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure
 from sidecar.service.ports import Generated
-from sidecar.upstream.answers import bad, not_json
+from sidecar.upstream.answers import bad, decoded
 from sidecar.upstream.client import UpstreamClient, encode
 from sidecar.upstream.guarded import Guard
 from sidecar.upstream.prompt_data import PATH as PROMPT_DATA
@@ -56,12 +56,7 @@ class GeneratePromptService:
 
     async def _ask(self, body: bytes) -> Generated:
         response = await self._client.post(PATH, body)
-        try:
-            payload = _decoder.decode(response.body)
-        except msgspec.ValidationError as error:
-            raise bad(f"JSON of the wrong shape ({error})") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise not_json() from error
+        payload = decoded(_decoder, response.body)
         if not payload.prompt:
             raise bad("an empty prompt")
         return Generated(payload.prompt, payload.used_placeholders)

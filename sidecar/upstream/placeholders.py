@@ -4,7 +4,7 @@ import msgspec
 
 from sidecar.core.errors import UpstreamFailure
 from sidecar.core.model import SettingsKey, UserSettings
-from sidecar.upstream.answers import Exists, bad, endpoint_gone, may_be_no_endpoint, not_json
+from sidecar.upstream.answers import Exists, bad, decoded, endpoint_gone, may_be_no_endpoint
 from sidecar.upstream.client import UpstreamClient
 
 PATH = "/api/v1/users/{}/placeholders"
@@ -44,12 +44,7 @@ class PlaceholdersSource:
                 await self._exists()
                 raise endpoint_gone(failure, PATH.format("{user_id}")) from failure
             raise
-        try:
-            payload = _decoder.decode(response.body)
-        except msgspec.ValidationError as error:
-            raise bad(f"JSON of the wrong shape ({error})") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise not_json() from error
+        payload = decoded(_decoder, response.body)
         if payload.user_id is not None and str(payload.user_id) != str(key.user_id):
             raise bad("the settings of another user")
         for name, placeholder in payload.placeholders.items():

@@ -7,7 +7,7 @@ import msgspec
 from sidecar.core.errors import UpstreamFailure
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.prompt import CompiledTemplate, RenderOptions, TemplateRejected, Undefined
-from sidecar.upstream.answers import Exists, bad, endpoint_gone, may_be_no_endpoint, not_json, refused
+from sidecar.upstream.answers import Exists, bad, decoded, endpoint_gone, may_be_no_endpoint, refused
 from sidecar.upstream.client import UpstreamClient, encode
 from sidecar.upstream.templates import Templates
 
@@ -77,7 +77,7 @@ class PromptDataSource:
         return self._document(key, response.body, response.headers.get("ETag"))
 
     def _document(self, key: PromptKey, body: bytes, etag: str | None) -> Document:
-        payload = _decode(body)
+        payload = decoded(_decoder, body)
         if payload.user_id is not None and str(payload.user_id) != str(key.user_id):
             raise bad("the document of another user")
         if payload.node_name is not None and payload.node_name != key.node_name:
@@ -104,12 +104,3 @@ class PromptDataSource:
         ours = {"autoescape": self._autoescape, "undefined": self._undefined}
         said = {name: value for name, value in (*stated.items(), *ours.items()) if value is not None}
         return self._templates.get(source, replace(GENERATION_OPTIONS, **said))
-
-
-def _decode(body: bytes) -> _Payload:
-    try:
-        return _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise bad(f"JSON of the wrong shape ({error})") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise not_json() from error

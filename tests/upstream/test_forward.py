@@ -274,7 +274,7 @@ async def test_many_requests_may_be_out_at_once() -> None:
 
 async def test_an_ipv6_address_is_an_upstream(unused_tcp_port: int) -> None:
     forwarder = Forwarder(f"http://[::1]:{unused_tcp_port}", connect_timeout=1.0)
-    assert str(forwarder._url("/x")) == f"http://[::1]:{unused_tcp_port}/x"
+    assert str(forwarder._base.at("/x")) == f"http://[::1]:{unused_tcp_port}/x"
     assert await failure_of(forwarder) is FailureKind.CONNECT_ERROR
     await forwarder.close()
 
@@ -291,7 +291,7 @@ async def test_an_ipv6_address_is_an_upstream(unused_tcp_port: int) -> None:
 )
 async def test_the_target_comes_after_the_path_of_the_base_url(base: str, target: str, sent: str) -> None:
     forwarder = Forwarder(base, connect_timeout=1.0)
-    assert forwarder._url(target).raw_path_qs == sent
+    assert forwarder._base.at(target).raw_path_qs == sent
     await forwarder.close()
 
 
