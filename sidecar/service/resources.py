@@ -14,7 +14,7 @@ from sidecar.core.model import Entry, Kept, Key, hollowed, may_replace
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.retry import Rng
 from sidecar.service.background import Background
-from sidecar.service.ports import Cache, Clock, Observer, Source
+from sidecar.service.ports import Cache, Clock, Confirmed, Observer, Source
 from sidecar.service.single_flight import Joined, SingleFlight, wait
 from sidecar.service.writes import Writes
 
@@ -83,6 +83,16 @@ class Landed(Generic[V]):
 
     entry: Entry[V]
     stored: bool
+
+
+class Begun(NamedTuple, Generic[V]):
+    """How things stood when the upstream was asked."""
+
+    at: float
+    epoch: int | None
+    """None: nothing that it brings may be kept."""
+    known: V | None
+    """What is kept already, and may be revalidated."""
 
 
 class Obtained(NamedTuple, Generic[V]):
@@ -296,25 +306,35 @@ class Resources(Generic[K, V]):
         self, key: K, policy: Policy, label: str | None, deadline_at: float
     ) -> Landed[V] | UpstreamFailure:
         """Fetch for all who wait, keep what is good, evict what is contradicted."""
-        began_at = self._clock()
-        epoch = self._writes.ticket(key.owner)
-        known = self.peek(key)
-        old = known.document if known else None
+        begun = self.begin(key)
         try:
-            confirmed = await self._source.fetch(key, old, deadline_at)
-            if hollowed(confirmed.document, old):
-                raise UpstreamFailure(
-                    FailureKind.BAD_DOCUMENT,
-                    "the config service answered without any of the settings that it had before",
-                )
+            brought: Confirmed[V] | UpstreamFailure = await self._source.fetch(key, begun.known, deadline_at)
         except UpstreamFailure as failure:
+            brought = failure
+        return await self.land(key, begun, brought, policy, label)
+
+    def begin(self, key: K) -> Begun[V]:
+        """Note, before the upstream is asked, what must be known when it has answered."""
+        known = self.peek(key)
+        return Begun(self._clock(), self._writes.ticket(key.owner), known.document if known else None)
+
+    async def land(
+        self, key: K, begun: Begun[V], brought: Confirmed[V] | UpstreamFailure, policy: Policy, label: str | None
+    ) -> Landed[V] | UpstreamFailure:
+        """Keep what is good, evict what is contradicted."""
+        if not isinstance(brought, UpstreamFailure) and hollowed(brought.document, begun.known):
+            brought = UpstreamFailure(
+                FailureKind.BAD_DOCUMENT, "the config service answered without any of the settings that it had before"
+            )
+        if isinstance(brought, UpstreamFailure):
             kept = self._cache.peek(key)
-            if failure.rule.evicts and kept is not None and kept.confirmed_at <= began_at:
+            if brought.rule.evicts and kept is not None and kept.confirmed_at <= begun.at:
                 await self._cache.delete(key)
                 self._observe(Evicted(label))
-            self._observe(FetchFailed(label, failure.kind, failure.detail, self._source.endpoint))
-            return failure
-        entry = Entry.of(confirmed.document, confirmed.confirmed_at, self._rng.uniform(-1.0, 1.0), policy, epoch or 0)
+            self._observe(FetchFailed(label, brought.kind, brought.detail, self._source.endpoint))
+            return brought
+        epoch = begun.epoch
+        entry = Entry.of(brought.document, brought.confirmed_at, self._rng.uniform(-1.0, 1.0), policy, epoch or 0)
         keep_for = self._keep_for(policy, entry)
         stored = (
             keep_for > 0
