@@ -339,8 +339,7 @@ class Resources(Generic[K, V]):
         stored = (
             keep_for > 0
             and self._may_keep(entry.document)
-            and epoch is not None
-            and not self._writes.is_void(key.owner, epoch)
+            and self._writes.may_land(key.owner, epoch)
             and may_replace(entry, self.peek(key))
         )
         if stored:

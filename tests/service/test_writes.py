@@ -180,3 +180,122 @@ async def test_an_answered_write_does_not_end_the_wait_for_a_lost_one_that_was_f
     assert writes.ticket(1) is None
     await asyncio.sleep(5)
     assert writes.ticket(1) is not None
+
+
+async def test_an_invalidation_leaves_a_write_that_is_on_its_way_open() -> None:
+    writes = Writes(loop_time)
+    writes.began(1)
+    before = epoch_of(writes, 1)
+    writes.void(1)
+    assert writes.is_void(1, before)
+    assert not writes.is_settled(1)
+
+
+async def test_all_of_everybody_may_be_made_void_at_once() -> None:
+    writes = Writes(loop_time)
+    writes.ended(1)
+    before = {owner: epoch_of(writes, owner) for owner in (1, 2, None)}
+    writes.void_all()
+    for owner, epoch in before.items():
+        assert writes.is_void(owner, epoch)
+        assert writes.may_land(owner, epoch_of(writes, owner))
+
+
+async def test_a_lost_write_stays_unsettled_when_all_is_made_void() -> None:
+    writes = Writes(loop_time)
+    writes.ended(1, unsettled_for=5)
+    writes.void_all()
+    assert writes.ticket(1) is None
+    assert writes.ticket(2) is not None
+
+
+async def test_what_is_being_fetched_may_be_made_void_and_what_has_landed_stays() -> None:
+    writes = Writes(loop_time)
+    landed = in_flight = epoch_of(writes, 1)
+    lane = writes.lane(1)
+    writes.void_flights()
+    assert not writes.is_void(1, landed)
+    assert not writes.may_land(1, in_flight)
+    assert writes.lane(1) != lane
+    assert writes.may_land(1, epoch_of(writes, 1))
+
+
+async def test_a_write_elsewhere_is_unsettled_until_its_end_is_heard_of() -> None:
+    writes = Writes(loop_time)
+    before = epoch_of(writes, 1)
+    writes.began_elsewhere(1, "a", settles_in=30)
+    assert writes.is_void(1, before)
+    assert writes.ticket(1) is None
+    assert writes.lane(1) != writes.lane(1)
+    assert writes.ticket(12) is not None
+    writes.ended_elsewhere(1, "a")
+    assert writes.is_void(1, before)
+    assert not writes.is_void(1, epoch_of(writes, 1))
+
+
+async def test_a_write_elsewhere_whose_end_is_never_heard_of_is_over_in_its_time() -> None:
+    writes = Writes(loop_time)
+    writes.began_elsewhere(1, "a", settles_in=30)
+    await asyncio.sleep(29.9)
+    assert writes.ticket(1) is None
+    await asyncio.sleep(0.2)
+    assert writes.ticket(1) is not None
+
+
+async def test_two_writes_elsewhere_are_settled_when_both_have_ended() -> None:
+    writes = Writes(loop_time)
+    writes.began_elsewhere(1, "a", settles_in=30)
+    writes.began_elsewhere(1, "b", settles_in=30)
+    writes.ended_elsewhere(1, "a")
+    assert writes.ticket(1) is None
+    writes.ended_elsewhere(1, "b")
+    assert writes.ticket(1) is not None
+
+
+async def test_the_end_of_a_write_elsewhere_does_not_settle_a_lost_one_of_ours() -> None:
+    writes = Writes(loop_time)
+    writes.ended(1, unsettled_for=60)
+    writes.began_elsewhere(1, "a", settles_in=30)
+    writes.ended_elsewhere(1, "a")
+    assert writes.ticket(1) is None
+    await asyncio.sleep(61)
+    assert writes.ticket(1) is not None
+
+
+async def test_what_is_doubted_is_trusted_again_when_the_doubt_is_over() -> None:
+    writes = Writes(loop_time)
+    writes.ended(2)
+    before = {owner: epoch_of(writes, owner) for owner in (1, 2)}
+    writes.doubt(1.0)
+    assert all(writes.is_void(owner, epoch) for owner, epoch in before.items())
+    await asyncio.sleep(1.1)
+    assert not any(writes.is_void(owner, epoch) for owner, epoch in before.items())
+
+
+async def test_what_is_fetched_in_doubt_is_trusted_and_what_was_in_flight_is_not_kept() -> None:
+    writes = Writes(loop_time)
+    in_flight = epoch_of(writes, 1)
+    writes.doubt(1.0)
+    assert writes.may_land(1, epoch_of(writes, 1))
+    await asyncio.sleep(1.1)
+    assert not writes.may_land(1, in_flight)
+
+
+async def test_what_a_write_made_void_in_doubt_stays_void() -> None:
+    writes = Writes(loop_time)
+    before = epoch_of(writes, 1)
+    writes.doubt(1.0)
+    writes.ended_elsewhere(1, "a")
+    await asyncio.sleep(2)
+    assert writes.is_void(1, before)
+
+
+async def test_a_mark_forgotten_takes_its_writes_elsewhere_along() -> None:
+    writes = Writes(loop_time, max_marks=2)
+    writes.began_elsewhere(1, "a", settles_in=30)
+    for owner in (2, 3):
+        writes.ended(owner)
+    assert writes.ticket(1) is None  # the oldest are forgotten safely: nobody unmarked is settled before it is
+    assert writes.ticket(4) is None
+    await asyncio.sleep(31)
+    assert writes.ticket(1) is not None
