@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from sidecar.cache.records import Place
 from sidecar.core.events import StoreChanged
 from sidecar.service.ports import Clock, Observer
 
@@ -61,6 +62,9 @@ class FileStore:
     without the store, and it is tried again from time to time.
     """
 
+    kind = "file"
+    is_shared = False
+
     def __init__(self, path: Path, *, max_bytes: int, clock: Clock, observer: Observer) -> None:
         self._path = path
         self._max_bytes = max_bytes
@@ -76,8 +80,8 @@ class FileStore:
         self._is_corrupt = False
         self.error: str | None = None
         """What is wrong with the file; None: nothing."""
-        self.entries = 0
-        self.bytes = 0
+        self.entries: int | None = 0
+        self.bytes: int | None = 0
         self.lost = 0
         """Records that were not written, for want of a working disk."""
 
@@ -86,8 +90,9 @@ class FileStore:
         await self._in_thread(self._take_lock)
         await self._reopen()
 
-    async def get(self, key: bytes) -> bytes | None:
+    async def get(self, place: Place) -> bytes | None:
         """Return a record, None where there is none or the disk does not answer in time."""
+        key = place.key
         waiting = self._waiting.get(key)
         if waiting is not None:
             return waiting.record
@@ -109,31 +114,36 @@ class FileStore:
             self._flush_soon()
         return record
 
-    def put(self, key: bytes, record: bytes, *, owner: bytes | None, node: bytes | None) -> None:
-        """Keep a record; returns at once."""
-        self._waiting.pop(key, None)
-        self._waiting[key] = _Waiting(owner, node, record)
+    def ticket(self, place: Place) -> None:
+        """Return nothing: no other sidecar forgets what this one keeps."""
+
+    def put(self, place: Place, record: bytes, *, ttl: float, ticket: object = None) -> None:  # noqa: ARG002 — its port
+        """Keep a record, whatever its time: a clock may have jumped; returns at once."""
+        self._waiting.pop(place.key, None)
+        self._waiting[place.key] = _Waiting(place.owner, place.node, record)
         if len(self._waiting) > MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
             self.lost += 1
         self._flush_soon()
 
-    async def drop(self, key: bytes) -> None:
+    async def drop(self, place: Place) -> None:
         """Forget a record that is of no use."""
-        self._waiting.pop(key, None)
-        await self._forget("key = ?", (key,))
+        self._waiting.pop(place.key, None)
+        await self._forget("key = ?", (place.key,))
 
     async def forget(self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False) -> int:
         """Forget for good before this returns, what still waits to be written included; say how many."""
         gone = {
             key
             for key, each in self._waiting.items()
-            if everything or (owner is not None and each.owner == owner) or (node is not None and each.node == node)
+            if (everything and each.owner is not None)
+            or (owner is not None and each.owner == owner)
+            or (node is not None and each.node == node)
         }
         for key in gone:
             del self._waiting[key]
         if everything:
-            return await self._forget("1", ())
+            return await self._forget("owner IS NOT NULL", ())  # what is noted of the store stays
         count = 0
         for column, value in (("owner", owner), ("node", node)):
             if value is not None:

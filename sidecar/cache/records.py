@@ -30,6 +30,15 @@ class RecordError(Exception):
         self.reason = reason
 
 
+class Place(NamedTuple):
+    """Where a record is kept: under which key, and what it has in common with others; all of it hashed."""
+
+    key: bytes
+    owner: bytes | None
+    """The owner's tag; None for a note, which is nobody's."""
+    node: bytes | None
+
+
 class Stored(NamedTuple):
     """What is kept, and what must be known of it after a restart."""
 
@@ -162,6 +171,17 @@ def _checksum(key: bytes, content: bytes) -> bytes:
     return blake2b(content, digest_size=CHECKSUM_BYTES, key=key, person=b"prompt-sidecar").digest()
 
 
+def place_of(namespace: str, key: Key) -> Place:
+    """Return where an entry is kept; `namespace`: whose data it is."""
+    node = node_tag(namespace, key.node_name) if isinstance(key, PromptKey) else None
+    return Place(store_key(namespace, key), owner_tag(namespace, key.owner), node)
+
+
+def note_place(namespace: str, name: str) -> Place:
+    """Return where a word about the store itself is kept."""
+    return Place(_hashed(namespace, "note", name), None, None)
+
+
 def store_key(namespace: str, key: Key) -> bytes:
     """Return the key of an entry in a store: hashed, so that no user's id is on disk; `namespace`: whose data it is."""
     parts: tuple[str, ...]
@@ -185,11 +205,6 @@ def owner_tag(namespace: str, owner: int | None) -> bytes:
 def node_tag(namespace: str, node: str) -> bytes:
     """Return what a node's entries have in common."""
     return _hashed(namespace, "node", node)
-
-
-def note_key(namespace: str, name: str) -> bytes:
-    """Return the key of a word about the store itself."""
-    return _hashed(namespace, "note", name)
 
 
 def _hashed(*parts: str) -> bytes:

@@ -4,29 +4,45 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from sidecar.cache.memory import MemoryCache
-from sidecar.cache.records import RecordError, Records, Stored, node_tag, note_key, owner_tag, store_key
+from sidecar.cache.records import Place, RecordError, Records, Stored, note_place, owner_tag, place_of
 from sidecar.core.events import RecordDropped, StoreLookup
-from sidecar.core.model import Entry, Key, PromptKey
+from sidecar.core.model import Entry, Key
 from sidecar.service.ports import Clock, Observer, Recalled
+
+NOTE_SECONDS = 30 * 86_400.0
+"""How long a word about the store is of use."""
 
 
 class Store(Protocol):
     """What keeps records outside the process; never raises, and answers in its own time or not at all."""
 
-    async def get(self, key: bytes) -> bytes | None:
+    kind: str
+    """Its name in telemetry."""
+    is_shared: bool
+    """Whether other sidecars use it, too."""
+
+    async def get(self, place: Place) -> bytes | None:
         """Return a record, None where there is none or the store is in trouble."""
         ...
 
-    def put(self, key: bytes, record: bytes, *, owner: bytes | None, node: bytes | None) -> None:
-        """Keep a record; returns at once."""
+    def ticket(self, place: Place) -> object:
+        """Return what must be shown to keep, later, what is asked for from now on."""
         ...
 
-    async def drop(self, key: bytes) -> None:
+    def put(self, place: Place, record: bytes, *, ttl: float, ticket: object = None) -> None:
+        """Keep a record that is of use for `ttl` seconds, if its ticket still holds; returns at once."""
+        ...
+
+    async def drop(self, place: Place) -> None:
         """Forget a record that is of no use."""
         ...
 
     async def forget(self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False) -> int:
         """Forget, for good before this returns; say how many."""
+        ...
+
+    async def close(self) -> None:
+        """Write what waits to be written, and let go."""
         ...
 
 
@@ -62,66 +78,66 @@ class TieredCache:
         """Whether there is anything behind the memory."""
         return self._store is not None
 
-    def persist(self, key: Key, entry: Entry[Any]) -> None:
-        """Keep an entry behind the memory, too; returns at once."""
+    @property
+    def is_shared(self) -> bool:
+        """Whether others fill what is behind the memory, too."""
+        return self._store is not None and self._store.is_shared
+
+    def ticket(self, key: Key) -> object:
+        """Return what `persist` must be shown of the instant at which the upstream was asked."""
+        return None if self._store is None else self._store.ticket(self._place(key))
+
+    def persist(self, key: Key, entry: Entry[Any], ttl: float, ticket: object) -> None:
+        """Keep an entry behind the memory, too, for at most `ttl` seconds; returns at once."""
         if self._store is None:
             return
         age = self._clock() - entry.confirmed_at
         stored = Stored(entry.document, self._wall() - age, entry.spread, self._boot, entry.epoch)
-        self._store.put(
-            self._key(key),
-            self._records.encode(self._key(key), stored),
-            owner=self._owner(key.owner),
-            node=self._node(key),
-        )
+        place = self._place(key)
+        self._store.put(place, self._records.encode(place.key, stored), ttl=ttl, ticket=ticket)
 
     async def recall(self, key: Key) -> Recalled | None:
         """Return what is kept behind the memory, with its true age; what lies in the future is of no age we know."""
         if self._store is None:
             return None
-        data = await self._store.get(self._key(key))
+        place = self._place(key)
+        data = await self._store.get(place)
         if data is None:
-            self._observe(StoreLookup("miss"))
+            self._observe(StoreLookup(self._store.kind, "miss"))
             return None
         try:
-            stored = self._records.decode(self._key(key), data)
+            stored = self._records.decode(place.key, data)
         except RecordError as error:
             self._observe(RecordDropped(error.reason))
-            await self._store.drop(self._key(key))
+            await self._store.drop(place)
             return None
         age = self._wall() - stored.fetched_at
-        self._observe(StoreLookup("hit"))
+        self._observe(StoreLookup(self._store.kind, "hit"))
         if age < 0:
             return None
         epoch = stored.epoch if stored.boot == self._boot else 0
-        return Recalled(stored.kept, self._clock() - age, stored.spread, epoch)
+        return Recalled(stored.kept, self._clock() - age, stored.spread, None if self._store.is_shared else epoch)
 
     async def delete(self, key: Key) -> None:
         """Forget an entry, in memory at once."""
         await self._memory.delete(key)
         if self._store is not None:
-            await self._store.drop(self._key(key))
+            await self._store.drop(self._place(key))
 
     async def forget(self, owner: int | None) -> None:
         """Forget all entries of an owner behind the memory, for good before this returns."""
         if self._store is not None:
-            await self._store.forget(owner=self._owner(owner))
+            await self._store.forget(owner=owner_tag(self._namespace, owner))
 
     def note(self, name: str, value: str) -> None:
         """Keep a word about what the store was filled from."""
         if self._store is not None:
-            self._store.put(note_key(self._namespace, name), value.encode(), owner=None, node=None)
+            self._store.put(note_place(self._namespace, name), value.encode(), ttl=NOTE_SECONDS)
 
     async def noted(self, name: str) -> str | None:
         """Return that word, None where there is none."""
-        data = await self._store.get(note_key(self._namespace, name)) if self._store is not None else None
+        data = await self._store.get(note_place(self._namespace, name)) if self._store is not None else None
         return None if data is None else data.decode("utf-8", "replace")
 
-    def _key(self, key: Key) -> bytes:
-        return store_key(self._namespace, key)
-
-    def _owner(self, owner: int | None) -> bytes:
-        return owner_tag(self._namespace, owner)
-
-    def _node(self, key: Key) -> bytes | None:
-        return node_tag(self._namespace, key.node_name) if isinstance(key, PromptKey) else None
+    def _place(self, key: Key) -> Place:
+        return place_of(self._namespace, key)

@@ -146,8 +146,9 @@ class Reloaded(NamedTuple):
 
 
 class StoreLookup(NamedTuple):
-    """The store behind the memory was asked; `result`: hit or miss."""
+    """The store behind the memory was asked; `tier`: which kind it is; `result`: hit or miss."""
 
+    tier: str
     result: str
 
 

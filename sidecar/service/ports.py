@@ -64,7 +64,8 @@ class Recalled(NamedTuple):
     confirmed_at: float
     """An instant of this process's clock; before its start, as a rule."""
     spread: float
-    epoch: int
+    epoch: int | None
+    """How many writes had passed when it was asked for; None: the store vouches for it as of now."""
 
 
 class Cache(Protocol):
@@ -83,8 +84,17 @@ class Cache(Protocol):
         """Keep an entry in memory for at most `ttl` seconds."""
         ...
 
-    def persist(self, key: Key, entry: Entry[Any]) -> None:
-        """Keep an entry behind the memory, too; returns at once."""
+    @property
+    def is_shared(self) -> bool:
+        """Whether others fill what is behind the memory, too."""
+        ...
+
+    def ticket(self, key: Key) -> object:
+        """Return what `persist` must be shown of the instant at which the upstream was asked."""
+        ...
+
+    def persist(self, key: Key, entry: Entry[Any], ttl: float, ticket: object) -> None:
+        """Keep an entry behind the memory, too, for at most `ttl` seconds; returns at once."""
         ...
 
     async def recall(self, key: Key) -> Recalled | None:

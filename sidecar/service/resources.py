@@ -91,6 +91,8 @@ class Begun(NamedTuple, Generic[V]):
     at: float
     epoch: int | None
     """None: nothing that it brings may be kept."""
+    ticket: object
+    """For what is behind the memory."""
     known: V | None
     """What is kept already, and may be revalidated."""
 
@@ -146,9 +148,10 @@ class Resources(Generic[K, V]):
     async def obtain(self, key: K, terms: Terms) -> Obtained[V]:
         """Decide by the stale table, and do it; raises `PromptError`, or `Diverted`."""
         entry = self.peek(key)
-        if entry is None and self._cache.has_store and terms.policy.strategy is not Strategy.NETWORK_ONLY:
-            entry = await self._recall(key, terms)
         now = self._clock()
+        if self._cache.has_store and self._may_be_behind(entry, terms, now):
+            entry = await self._recall(key, terms)
+            now = self._clock()
         if (
             entry is not None
             and now < entry.hit_until
@@ -191,16 +194,37 @@ class Resources(Generic[K, V]):
             case _:
                 assert_never(action)
 
+    def _may_be_behind(self, entry: Entry[V] | None, terms: Terms, now: float) -> bool:
+        """Return whether what is behind the memory is worth a look.
+
+        It is where memory has nothing; and before the upstream is asked again, where another sidecar may have asked.
+        """
+        if terms.policy.strategy is Strategy.NETWORK_ONLY:
+            return False
+        if entry is None:
+            return True
+        if not self._cache.is_shared or terms.directives is not NO_DIRECTIVES:
+            return False
+        view = look(entry, terms.policy, now)
+        return (
+            view.strategy is Strategy.CACHE_FIRST
+            and view.state is not State.FRESH
+            and self._source.circuit_open_for() is None
+        )
+
     async def _recall(self, key: K, terms: Terms) -> Entry[V] | None:
         """Take into memory what is kept behind it, as far as a policy still has a use for it."""
         began_in = self._writes.lane(key.owner)
+        epoch = self._writes.ticket(key.owner) or 0
         recalled = await self._cache.recall(key)
         if recalled is None or self._writes.lane(key.owner) != began_in:
             return self.peek(key)
         known = self.peek(key)
         if known is not None and known.confirmed_at >= recalled.confirmed_at:
             return known
-        entry: Entry[V] = Entry.of(recalled.kept, recalled.confirmed_at, recalled.spread, terms.policy, recalled.epoch)
+        if recalled.epoch is not None:
+            epoch = recalled.epoch
+        entry: Entry[V] = Entry.of(recalled.kept, recalled.confirmed_at, recalled.spread, terms.policy, epoch)
         left = self._keep_for(terms.policy, entry) - (self._clock() - entry.confirmed_at)
         if left <= 0 or self._writes.is_void(key.owner, entry.epoch):
             return None
@@ -316,7 +340,8 @@ class Resources(Generic[K, V]):
     def begin(self, key: K) -> Begun[V]:
         """Note, before the upstream is asked, what must be known when it has answered."""
         known = self.peek(key)
-        return Begun(self._clock(), self._writes.ticket(key.owner), known.document if known else None)
+        epoch = self._writes.ticket(key.owner)
+        return Begun(self._clock(), epoch, self._cache.ticket(key), known.document if known else None)
 
     async def land(
         self, key: K, begun: Begun[V], brought: Confirmed[V] | UpstreamFailure, policy: Policy, label: str | None
@@ -345,7 +370,7 @@ class Resources(Generic[K, V]):
         if stored:
             await self._cache.set(key, entry, keep_for)
             if self._writes.is_settled(key.owner):
-                self._cache.persist(key, entry)
+                self._cache.persist(key, entry, keep_for, begun.ticket)
         return Landed(entry, stored)
 
 

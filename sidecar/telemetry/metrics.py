@@ -71,10 +71,11 @@ class CacheStats(Protocol):
 
 
 class StoreStats(Protocol):
-    """What the store behind the memory counts by itself."""
+    """What the store behind the memory counts by itself; None: it cannot say."""
 
-    entries: int
-    bytes: int
+    kind: str
+    entries: int | None
+    bytes: int | None
 
 
 class _CacheCollector(Collector):
@@ -100,8 +101,8 @@ class _CacheCollector(Collector):
             "prompt_sidecar_cache_entries", "Entries kept. At cache.max_entries the oldest make room.", labels=("tier",)
         )
         entries.add_metric(("memory",), len(self._cache))
-        if self.store is not None:
-            entries.add_metric(("file",), self.store.entries)
+        if self.store is not None and self.store.entries is not None:
+            entries.add_metric((self.store.kind,), self.store.entries)
         yield entries
         size = GaugeMetricFamily(
             "prompt_sidecar_cache_bytes",
@@ -109,8 +110,8 @@ class _CacheCollector(Collector):
             labels=("tier",),
         )
         size.add_metric(("memory",), self._cache.bytes)
-        if self.store is not None:
-            size.add_metric(("file",), self.store.bytes)
+        if self.store is not None and self.store.bytes is not None:
+            size.add_metric((self.store.kind,), self.store.bytes)
         yield size
         evictions = CounterMetricFamily(
             "prompt_sidecar_cache_evictions",
@@ -386,7 +387,7 @@ class Metrics:
             RolledBack: lambda event: self._rolled_back.labels(event.node).set(event.back),
             Proxied: self._passed_on,
             Reloaded: self._reloaded,
-            StoreLookup: lambda event: self._cache_collector.lookups.update({("file", event.result): 1}),
+            StoreLookup: lambda event: self._cache_collector.lookups.update({(event.tier, event.result): 1}),
             StoreChanged: lambda event: self._store_ok.set(event.error is None),
             RecordDropped: lambda event: self._records_dropped.labels(event.reason).inc(),
         }

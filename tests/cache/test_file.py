@@ -16,11 +16,16 @@ import pytest
 
 from sidecar.cache import file as file_module
 from sidecar.cache.file import FileStore, StoreBusyError
+from sidecar.cache.records import Place
 from sidecar.core.events import Event, StoreChanged
 from sidecar.demo.processes import PACKAGE_ROOT
 from tests.harness import ManualClock, eventually
 
 KILLS = 50
+
+
+def place(name: str) -> Place:
+    return Place(name.encode(), None, None)
 
 
 class Opened:
@@ -33,10 +38,10 @@ class Opened:
         self.store = FileStore(path, max_bytes=max_bytes, clock=self.clock, observer=self.events.append)
 
     def put(self, name: str, record: bytes = b"record", owner: bytes | None = None, node: bytes | None = None) -> None:
-        self.store.put(name.encode(), record, owner=owner, node=node)
+        self.store.put(Place(name.encode(), owner, node), record, ttl=60.0)
 
     async def names(self, *names: str) -> set[str]:
-        return {name for name in names if await self.store.get(name.encode()) is not None}
+        return {name for name in names if await self.store.get(place(name)) is not None}
 
 
 @asynccontextmanager
@@ -59,10 +64,10 @@ def path(tmp_path: Path) -> Iterator[Path]:
 async def test_what_was_put_is_there_at_once_and_after_a_restart(path: Path) -> None:
     async with opened(path) as one:
         one.put("a", b"\x00\xff")
-        assert await one.store.get(b"a") == b"\x00\xff"
-        assert await one.store.get(b"b") is None
+        assert await one.store.get(place("a")) == b"\x00\xff"
+        assert await one.store.get(place("b")) is None
     async with opened(path) as two:
-        assert await two.store.get(b"a") == b"\x00\xff"
+        assert await two.store.get(place("a")) == b"\x00\xff"
         assert (two.store.entries, two.store.bytes) == (1, 2)
         assert two.events == []
 
@@ -82,7 +87,7 @@ async def test_the_newest_record_of_a_key_counts(path: Path) -> None:
         for record in (b"1", b"22", b"333"):
             one.put("a", record)
             await one.store.flush()
-        assert await one.store.get(b"a") == b"333"
+        assert await one.store.get(place("a")) == b"333"
         assert (one.store.entries, one.store.bytes) == (1, 3)
 
 
@@ -95,6 +100,7 @@ async def test_the_least_recently_used_make_room(path: Path) -> None:
         await one.store.flush()
         one.put("new", b"x" * 300)
         await one.store.flush()
+        assert one.store.bytes is not None
         assert one.store.bytes <= 1000
         assert await one.names("0", "1", "2", "8", "new") == {"0", "8", "new"}
 
@@ -110,11 +116,16 @@ async def test_an_owners_a_nodes_or_all_records_are_forgotten_and_no_others(path
         one.put("d", node=b"x")
         await one.store.flush()
         assert await one.store.forget(node=b"x") == 2
-        one.put("e")
+        one.put("e", owner=b"2")
+        await one.store.flush()
+        one.put("g", owner=b"2")
+        one.put("what is noted of the store")
         await one.store.forget(everything=True)
-        assert await one.names("a", "b", "c", "d", "e") == set()
+        assert await one.names("a", "b", "c", "d", "e", "g", "what is noted of the store") == {
+            "what is noted of the store"
+        }
         one.put("f")
-        await one.store.drop(b"f")
+        await one.store.drop(place("f"))
         assert await one.names("f") == set()
 
 
@@ -183,7 +194,7 @@ async def test_a_file_that_breaks_while_it_is_used_is_set_aside_and_a_new_one_be
     data[4096:] = os.urandom(len(data) - 4096)
     path.write_bytes(data)
     async with opened(path) as two:
-        found = [await two.store.get(str(number).encode()) for number in range(200)]
+        found = [await two.store.get(place(str(number))) for number in range(200)]
         assert None in found
         two.clock.advance(file_module.REOPEN_SECONDS)
         two.put("new")
@@ -243,7 +254,7 @@ async def test_a_disk_that_hangs_holds_nobody_up(path: Path) -> None:
         let_go = asyncio.Event()
         loop = asyncio.get_running_loop()
         one.store._thread.submit(lambda: asyncio.run_coroutine_threadsafe(let_go.wait(), loop).result())
-        assert await one.store.get(b"a") is None
+        assert await one.store.get(place("a")) is None
         assert one.events == [StoreChanged("slow")]
         one.put("b")  # returns
         let_go.set()
@@ -275,6 +286,7 @@ WRITER = """
     import asyncio, sys, time
     from pathlib import Path
     from sidecar.cache.file import FileStore
+    from sidecar.cache.records import Place
 
     async def main(path, first):
         store = FileStore(Path(path), max_bytes=1 << 24, clock=time.monotonic, observer=lambda _: None)
@@ -284,7 +296,7 @@ WRITER = """
             number += 1
             key = str(number % 50).encode()
             owner = str(number % 5).encode()
-            store.put(key, owner + b":" + str(number).encode() * 200, owner=owner, node=None)
+            store.put(Place(key, owner, None), owner + b":" + str(number).encode() * 200, ttl=60.0)
             if number % 20 == 0:
                 await store.flush()
                 print("written", number, flush=True)
@@ -317,7 +329,7 @@ async def test_fifty_kills_in_the_middle_of_writes_lose_no_truth(path: Path) -> 
         async with opened(path) as one:
             assert one.events == []
             for key in range(50):
-                record = await one.store.get(str(key).encode())
+                record = await one.store.get(place(str(key)))
                 if record is None:
                     continue
                 owner, _, text = record.partition(b":")

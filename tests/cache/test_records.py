@@ -15,7 +15,7 @@ from sidecar.cache.records import (
     Stored,
     _checksum,
     node_tag,
-    note_key,
+    note_place,
     owner_tag,
     store_key,
 )
@@ -133,7 +133,7 @@ KEYS = [
     owner_tag("a", None),
     owner_tag("b", 1),
     node_tag("a", "1"),
-    note_key("a", "1"),
+    note_place("a", "1").key,
 ]
 
 
