@@ -115,6 +115,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         watch=WriteWatch(
             core.writes,
             forget=core.tiers.forget,
+            group=core.group,
             settle_seconds=lambda: proxy_settings.response_timeout,
             observer=core.observer,
         ),

@@ -15,6 +15,7 @@ from sidecar.core.policy import Policy
 from sidecar.core.prompt import Profile, Undefined
 from sidecar.core.rollout import RolloutRule
 from sidecar.core.routes import RoutePattern
+from sidecar.core.servers import RedisServers, RedisUrl, Word
 from sidecar.core.units import (
     Address,
     BaseUrl,
@@ -47,6 +48,9 @@ __all__ = [
     "OpsSettings",
     "PolicySettings",
     "ProxySettings",
+    "RedisMode",
+    "RedisServers",
+    "RedisSettings",
     "RenderSettings",
     "RetrySettings",
     "RolloutSettings",
@@ -322,6 +326,69 @@ class StoreKind(StrEnum):
 
     NONE = "none"
     FILE = "file"
+    REDIS = "redis"
+
+
+class RedisMode(StrEnum):
+    """How Redis is set up."""
+
+    SINGLE = "single"
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisSettings:
+    """Redis or Valkey, for `store.kind: redis`: what one sidecar fetched serves all of its group."""
+
+    url: RedisServers = setting(
+        RedisServers(is_tls=False, hosts=(("127.0.0.1", 6379),)),
+        RedisUrl(),
+        "with rediss:// by TLS; several hosts for Sentinel or Cluster, of which any one is enough to begin with",
+    )
+    mode: RedisMode = setting(
+        RedisMode.SINGLE, Choice(RedisMode), "`sentinel` and `cluster` live through the loss of a server"
+    )
+    sentinel_service: str = setting("mymaster", Word(), "what the sentinels call the servers")
+    username: str | None = setting(None, Either("null", Word()), "an ACL user; `null`: the default user")
+    password_file: Path | None = setting(
+        None, Either("null", FilePath()), "read again at each new connection, so that a password can be changed"
+    )
+    sentinel_password_file: Path | None = setting(
+        None, Either("null", FilePath()), "for the sentinels, where they ask for one"
+    )
+    tls_ca_file: Path | None = setting(
+        None, Either("null", FilePath()), "whom to trust; `null`: whom the system trusts. The server's name is checked"
+    )
+    tls_cert_file: Path | None = setting(
+        None, Either("null", FilePath()), "the sidecar's own certificate, for mutual TLS"
+    )
+    tls_key_file: Path | None = setting(
+        None, Either("null", FilePath()), "the private key that belongs to tls_cert_file"
+    )
+    prefix: str = setting(
+        "prompt-sidecar", Word(), "before every key; sidecars with the same prefix and upstream.url are one group"
+    )
+    timeout: float = setting(
+        0.05, duration("1ms", "1s"), "a request waits no longer for Redis; a healthy one answers in one or two ms"
+    )
+    max_connections: int = setting(16, Whole(1, 1000), "connections of this sidecar, and calls at once")
+    fail_max: int = setting(5, Whole(1, 1000), "failures in a row after which Redis is not asked for a while")
+    reset_timeout: float = setting(1.0, duration("1ms", "1h"), "how long it is not asked then, until one call is tried")
+    reconnect: float = setting(
+        0.5, duration("10ms", "1m"), "the longest pause before the group's messages are subscribed to again"
+    )
+    loss_window: float = setting(
+        1.0,
+        duration("0s", "1m"),
+        "after a gap in the subscription nothing from before is trusted for this long, unless confirmed: twice "
+        "`reconnect`, so that the others have said again what Redis may have lost",
+    )
+    remember: float = setting(
+        900.0,
+        duration("0s", "1d"),
+        "own invalidations are said again if Redis lost its data meanwhile; as stale_if_error",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,8 +406,11 @@ class StoreSettings:
         "on a volume that outlives the container (an emptyDir does), and of this sidecar alone",
     )
     max_bytes: int = setting(
-        256 * MIB, size("1MiB", "1000GiB"), "beyond it the least recently used are dropped; an entry takes 1 to 3 KiB"
+        256 * MIB,
+        size("1MiB", "1000GiB"),
+        "of the file; beyond it the least recently used are dropped; an entry takes 1 to 3 KiB",
     )
+    redis: RedisSettings = section(RedisSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -486,5 +556,13 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(path, other, "at most")
     if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
         yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
+    redis = settings.store.redis
+    if (redis.tls_cert_file is None) != (redis.tls_key_file is None):
+        absent, given = ("tls_key_file", "tls_cert_file")[:: 1 if redis.tls_key_file is None else -1]
+        yield Contradiction(("store", "redis", absent), ("store", "redis", given), "a file, with")
+    if redis.mode is RedisMode.CLUSTER and redis.url.database:
+        yield Contradiction(("store", "redis", "url"), ("store", "redis", "mode"), "database 0, with")
+    if redis.mode is RedisMode.SINGLE and len(redis.url.hosts) > 1:
+        yield Contradiction(("store", "redis", "url"), ("store", "redis", "mode"), "one host, with")
     if settings.ops.listen.overlaps(settings.listen):
         yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")

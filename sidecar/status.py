@@ -28,12 +28,16 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
     }
     if core.store is not None:
         answer["store"] = {
-            "path": str(core.settings.store.path),
+            "kind": core.store.kind,
             "error": core.store.error,
             "entries": core.store.entries,
             "bytes": core.store.bytes,
             "lost": core.store.lost,
         }
+        if core.group is None:
+            answer["store"]["path"] = str(core.settings.store.path)
+        else:
+            answer["store"]["group"] = {"connected": core.group.is_connected, "pending": core.group.pending}
     if templates is not None:
         answer["templates_file"] = {
             "path": str(templates.path),

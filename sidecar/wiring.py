@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sidecar.cache.file import FileStore, StoreBusyError
 from sidecar.cache.memory import MemoryCache
 from sidecar.cache.records import Records
-from sidecar.cache.tiered import TieredCache
+from sidecar.cache.redis_group import RedisGroup
+from sidecar.cache.tiered import Store, TieredCache
 from sidecar.core.model import Document, PromptKey, RouteKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import RenderLimits
@@ -21,13 +21,15 @@ from sidecar.core.routes import RoutePattern, RouteTable
 from sidecar.service.background import Background
 from sidecar.service.detection import Selection
 from sidecar.service.generations import Documents, FromPlaceholders, FromPromptData, Generation
+from sidecar.service.invalidation import Invalidations
 from sidecar.service.ports import Clock, Observer
 from sidecar.service.prompts import PromptManager, Rules
 from sidecar.service.rendering import ConfirmedNodes
 from sidecar.service.resources import Resources
 from sidecar.service.shadow import Shadow, ShadowRule
 from sidecar.service.writes import Writes
-from sidecar.settings import OnUpstreamFailure, Settings, StoreKind, UpstreamApi
+from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
+from sidecar.stores import StartError, open_store
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
@@ -43,6 +45,8 @@ from sidecar.upstream.template_file import TODAY, TemplateFile, TemplateFileErro
 from sidecar.upstream.templates import Templates
 from sidecar.watch import watch
 
+__all__ = ["Core", "StartError", "installed_version", "open_core", "rules_of"]
+
 
 def installed_version() -> str:
     """Return the version of the installed package, or of nothing installed."""
@@ -50,10 +54,6 @@ def installed_version() -> str:
         return version("prompt-sidecar")
     except PackageNotFoundError:
         return "0+unknown"
-
-
-class StartError(OSError):
-    """The sidecar cannot start here; says what and where."""
 
 
 @dataclass(slots=True)
@@ -64,8 +64,10 @@ class Core:
     reads: Resources[RouteKey, StaticAnswer]
     cache: MemoryCache
     tiers: TieredCache
-    store: FileStore | None
+    store: Store | None
+    group: RedisGroup | None
     writes: Writes
+    invalidations: Invalidations
     selection: Selection
     shadow: Shadow
     templates: TemplateFile | None
@@ -126,37 +128,22 @@ async def open_core(
         clock=clock,
     )
     template_file = _template_file(settings, templates, observer)
-    store = await _file_store(settings, clock, observer, metrics)
+    boot = secrets.token_bytes(8)
+    store, group = await open_store(settings, boot, clock=clock, rng=rng, observer=observer)
+    metrics.has_store(store)
     cache = TieredCache(
         memory,
         store,
         Records(templates.get),
         namespace=upstream.url,
-        boot=secrets.token_bytes(8),
+        boot=boot,
         clock=clock,
         wall=wall,
         observer=observer,
     )
     client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
-    breaker = Breaker(
-        "upstream",
-        fail_max=settings.breaker.fail_max,
-        reset_timeout=settings.breaker.reset_timeout,
-        success_threshold=settings.breaker.success_threshold,
-        clock=clock,
-        observer=observer,
-    )
-    guard = Guard(
-        breaker=breaker,
-        bulkhead=Bulkhead(upstream.max_in_flight),
-        rule=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
-        budget=RetryBudget(retry.budget, retry.budget_reserve),
-        per_try_timeout=retry.per_try_timeout,
-        clock=clock,
-        rng=rng,
-        observer=observer,
-        max_quiet=settings.breaker.reset_timeout,
-    )
+    breaker = _breaker(settings, clock, observer)
+    guard = _guard(settings, breaker, clock, rng, observer)
     selection = Selection(
         None if upstream.api is UpstreamApi.AUTO else Generation(upstream.api.value),
         otherwise=Generation.PLACEHOLDERS if template_file else Generation.PASSTHROUGH,
@@ -165,13 +152,15 @@ async def open_core(
         clock=clock,
         observer=observer,
     )
-    exists = None
-    if upstream.api is UpstreamApi.AUTO:
 
-        async def exists() -> bool | None:
-            return await selection.endpoint_exists(retry.per_try_timeout)
+    async def endpoint_exists() -> bool | None:
+        return await selection.endpoint_exists(retry.per_try_timeout)
 
+    exists = endpoint_exists if upstream.api is UpstreamApi.AUTO else None
     writes = Writes(clock)
+    invalidations = Invalidations(writes, cache, observer, group)
+    if group is not None:
+        await group.open(invalidations)
     nodes = ConfirmedNodes(settings.metrics.max_nodes)
 
     def all_policies(_: Policy) -> Iterable[Policy]:
@@ -238,7 +227,9 @@ async def open_core(
         cache=memory,
         tiers=cache,
         store=store,
+        group=group,
         writes=writes,
+        invalidations=invalidations,
         selection=selection,
         shadow=shadow,
         templates=template_file,
@@ -249,35 +240,27 @@ async def open_core(
         settings=settings,
         routes=_routes(settings),
     )
-    selection.begin()
-    await _remember_generation(selection, cache, documents)
-    jitter = rng
-    background.keep(
-        selection.watch(lambda: upstream.detect_interval * jitter.uniform(0.9, 1.1)), name="detect-generation"
-    )
-    if template_file is not None:
-        background.keep(
-            watch(template_file.path, template_file.reload, since=template_file.read_as), name="watch-templates"
-        )
+    await _begin(core, documents, rng)
     try:
         yield core
     finally:
         await background.drain(settings.deadline)
         if store is not None:
             await store.close()
+        if group is not None:
+            await group.close()
         await client.close()
 
 
-async def _file_store(settings: Settings, clock: Clock, observer: Observer, metrics: Metrics) -> FileStore | None:
-    if settings.store.kind is StoreKind.NONE:
-        return None
-    store = FileStore(settings.store.path, max_bytes=settings.store.max_bytes, clock=clock, observer=observer)
-    metrics.has_store(store)
-    try:
-        await store.open()
-    except StoreBusyError as error:
-        raise StartError(str(error)) from error
-    return store
+async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng) -> None:
+    """Begin what goes on behind the requests."""
+    selection, templates = core.selection, core.templates
+    selection.begin()
+    await _remember_generation(selection, core.tiers, documents)
+    interval = core.settings.upstream.detect_interval
+    core.background.keep(selection.watch(lambda: interval * rng.uniform(0.9, 1.1)), name="detect-generation")
+    if templates is not None:
+        core.background.keep(watch(templates.path, templates.reload, since=templates.read_as), name="watch-templates")
 
 
 async def _remember_generation(
@@ -294,6 +277,32 @@ async def _remember_generation(
 
     selection.on_change(note)
     note()
+
+
+def _breaker(settings: Settings, clock: Clock, observer: Observer) -> Breaker:
+    return Breaker(
+        "upstream",
+        fail_max=settings.breaker.fail_max,
+        reset_timeout=settings.breaker.reset_timeout,
+        success_threshold=settings.breaker.success_threshold,
+        clock=clock,
+        observer=observer,
+    )
+
+
+def _guard(settings: Settings, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer) -> Guard:
+    upstream, retry = settings.upstream, settings.retry
+    return Guard(
+        breaker=breaker,
+        bulkhead=Bulkhead(upstream.max_in_flight),
+        rule=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
+        budget=RetryBudget(retry.budget, retry.budget_reserve),
+        per_try_timeout=retry.per_try_timeout,
+        clock=clock,
+        rng=rng,
+        observer=observer,
+        max_quiet=settings.breaker.reset_timeout,
+    )
 
 
 def _template_file(settings: Settings, templates: Templates, observer: Observer) -> TemplateFile | None:

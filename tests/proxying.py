@@ -120,17 +120,23 @@ class Watching:
     ends: list[WriteEnd] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def prepare(self, method: str, target: str) -> None:
+    def began(self, method: str, target: str) -> "WatchedWrite":
+        self.writes.append((method, target))
+        return WatchedWrite(self)
+
+
+@dataclass
+class WatchedWrite:
+    """One write that is told of."""
+
+    watching: Watching
+
+    async def prepare(self) -> None:
         """Have nothing to do."""
 
-    def began(self, method: str, target: str) -> Callable[[WriteEnd], None]:
-        self.writes.append((method, target))
-
-        def ended(how: WriteEnd) -> None:
-            self.ends.append(how)
-            self.told.set()
-
-        return ended
+    def __call__(self, end: WriteEnd) -> None:
+        self.watching.ends.append(end)
+        self.watching.told.set()
 
 
 class Setting:

@@ -117,8 +117,9 @@ class FileStore:
     def ticket(self, place: Place) -> None:
         """Return nothing: no other sidecar forgets what this one keeps."""
 
-    def put(self, place: Place, record: bytes, *, ttl: float, ticket: object = None) -> None:  # noqa: ARG002 — its port
+    def put(self, place: Place, record: bytes, *, fetched_at: float, ttl: float, ticket: object = None) -> None:
         """Keep a record, whatever its time: a clock may have jumped; returns at once."""
+        _ = fetched_at, ttl, ticket
         self._waiting.pop(place.key, None)
         self._waiting[place.key] = _Waiting(place.owner, place.node, record)
         if len(self._waiting) > MOST_WAITING:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from sidecar.cache.memory import MemoryCache
-from sidecar.cache.records import Place, RecordError, Records, Stored, note_place, owner_tag, place_of
+from sidecar.cache.records import Place, RecordError, Records, Stored, node_tag, note_place, owner_tag, place_of
 from sidecar.core.events import RecordDropped, StoreLookup
 from sidecar.core.model import Entry, Key
 from sidecar.service.ports import Clock, Observer, Recalled
@@ -13,7 +13,31 @@ NOTE_SECONDS = 30 * 86_400.0
 """How long a word about the store is of use."""
 
 
-class Store(Protocol):
+class StoreStats(Protocol):
+    """What a store says of itself."""
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with it, in a word of a closed set; None: nothing."""
+        ...
+
+    @property
+    def entries(self) -> int | None:
+        """How many records there are; None: it cannot say."""
+        ...
+
+    @property
+    def bytes(self) -> int | None:
+        """What they take; None: it cannot say."""
+        ...
+
+    @property
+    def lost(self) -> int:
+        """How many records were not written, for want of a working store."""
+        ...
+
+
+class Store(StoreStats, Protocol):
     """What keeps records outside the process; never raises, and answers in its own time or not at all."""
 
     kind: str
@@ -29,8 +53,11 @@ class Store(Protocol):
         """Return what must be shown to keep, later, what is asked for from now on."""
         ...
 
-    def put(self, place: Place, record: bytes, *, ttl: float, ticket: object = None) -> None:
-        """Keep a record that is of use for `ttl` seconds, if its ticket still holds; returns at once."""
+    def put(self, place: Place, record: bytes, *, fetched_at: float, ttl: float, ticket: object = None) -> None:
+        """Keep a record that is of use for `ttl` seconds, if its ticket still holds; returns at once.
+
+        `fetched_at`: Unix seconds; it never takes the place of a younger one.
+        """
         ...
 
     async def drop(self, place: Place) -> None:
@@ -72,6 +99,7 @@ class TieredCache:
         self._observe = observer
         self.peek: Callable[[Any], Entry[Any] | None] = memory.peek
         self.set = memory.set
+        self.drop_where = memory.drop_where
 
     @property
     def has_store(self) -> bool:
@@ -94,7 +122,9 @@ class TieredCache:
         age = self._clock() - entry.confirmed_at
         stored = Stored(entry.document, self._wall() - age, entry.spread, self._boot, entry.epoch)
         place = self._place(key)
-        self._store.put(place, self._records.encode(place.key, stored), ttl=ttl, ticket=ticket)
+        self._store.put(
+            place, self._records.encode(place.key, stored), fetched_at=stored.fetched_at, ttl=ttl, ticket=ticket
+        )
 
     async def recall(self, key: Key) -> Recalled | None:
         """Return what is kept behind the memory, with its true age; what lies in the future is of no age we know."""
@@ -124,15 +154,24 @@ class TieredCache:
         if self._store is not None:
             await self._store.drop(self._place(key))
 
-    async def forget(self, owner: int | None) -> None:
-        """Forget all entries of an owner behind the memory, for good before this returns."""
-        if self._store is not None:
-            await self._store.forget(owner=owner_tag(self._namespace, owner))
+    async def forget(self, owner: int | None) -> int:
+        """Forget all entries of an owner behind the memory, for good before this returns; say how many."""
+        return await self._store.forget(owner=owner_tag(self._namespace, owner)) if self._store is not None else 0
+
+    async def forget_node(self, node_name: str) -> int:
+        """Forget all documents of a node behind the memory, for good before this returns; say how many."""
+        return await self._store.forget(node=node_tag(self._namespace, node_name)) if self._store is not None else 0
+
+    async def forget_all(self) -> int:
+        """Forget all entries behind the memory, for good before this returns; say how many."""
+        return await self._store.forget(everything=True) if self._store is not None else 0
 
     def note(self, name: str, value: str) -> None:
         """Keep a word about what the store was filled from."""
         if self._store is not None:
-            self._store.put(note_place(self._namespace, name), value.encode(), ttl=NOTE_SECONDS)
+            self._store.put(
+                note_place(self._namespace, name), value.encode(), fetched_at=self._wall(), ttl=NOTE_SECONDS
+            )
 
     async def noted(self, name: str) -> str | None:
         """Return that word, None where there is none."""

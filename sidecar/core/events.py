@@ -88,6 +88,16 @@ class Written(NamedTuple):
     result: str
 
 
+class Invalidated(NamedTuple):
+    """Entries were made void by hand, or by another sidecar.
+
+    `source`: admin or group; `scope`: user, node, all, or gap where something went unheard.
+    """
+
+    source: str
+    scope: str
+
+
 class GenerationChanged(NamedTuple):
     """Another generation of the config service is in use from now on."""
 
@@ -207,6 +217,7 @@ Event = (
     | FetchFailed
     | Evicted
     | Written
+    | Invalidated
     | GenerationChanged
     | NotAdmitted
     | TemplatesLoaded

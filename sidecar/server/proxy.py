@@ -1,7 +1,6 @@
 """Everything that the sidecar does not answer itself: passed on to the upstream, both ways as a stream."""
 
 import asyncio
-from collections.abc import Callable
 
 from aiohttp import web
 
@@ -18,7 +17,7 @@ from sidecar.core.hop_by_hop import (
 )
 from sidecar.server.passage import Passage, Patience, Upload
 from sidecar.server.responses import problem
-from sidecar.service.forwarding import Forwarding, ForwardRequest, WriteEnd, WriteWatch
+from sidecar.service.forwarding import Forwarding, ForwardRequest, Write, WriteEnd, WriteWatch
 from sidecar.service.ports import Clock, Observer
 
 RETRY_AFTER_SECONDS = 1
@@ -154,19 +153,17 @@ class _Write:
     """A request that may change something: the watch hears that it begins, and once how it ended."""
 
     def __init__(self, watch: WriteWatch | None, request: ForwardRequest) -> None:
-        self._tell: Callable[[WriteEnd], None] | None = None
-        self._watch = watch if request.method not in SAFE_METHODS else None
-        self._request = request
-        if self._watch is not None:
-            self._tell = self._watch.began(request.method, request.target)
+        self._told: Write | None = None
+        if watch is not None and request.method not in SAFE_METHODS:
+            self._told = watch.began(request.method, request.target)
 
     async def prepare(self) -> None:
         """Let the watch do what must be done before anything is sent."""
-        if self._watch is not None:
-            await self._watch.prepare(self._request.method, self._request.target)
+        if self._told is not None:
+            await self._told.prepare()
 
     def ended(self, how: WriteEnd) -> None:
         """Tell, unless it is told."""
-        tell, self._tell = self._tell, None
-        if tell is not None:
-            tell(how)
+        told, self._told = self._told, None
+        if told is not None:
+            told(how)

@@ -1,6 +1,6 @@
 """What lies between the proxy that LearnFlow talks to and the forwarder that talks to the upstream."""
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,18 +20,23 @@ class WriteEnd(StrEnum):
     """It may have been carried out, now or later; nobody knows."""
 
 
+class Write(Protocol):
+    """A request that may change something, on its way."""
+
+    async def prepare(self) -> None:
+        """Do what must be done for good before it is sent."""
+        ...
+
+    def __call__(self, end: WriteEnd) -> None:
+        """Hear how it ended, exactly once."""
+        ...
+
+
 class WriteWatch(Protocol):
     """Who wants to know of writes."""
 
-    async def prepare(self, method: str, target: str) -> None:
-        """Do what must be done for good before a write is sent; called after `began`."""
-        ...
-
-    def began(self, method: str, target: str) -> Callable[[WriteEnd], None] | None:
-        """Hear of a request that may change something, before any byte of it is sent.
-
-        Return what is to be told how it ended, exactly once; None if that does not matter.
-        """
+    def began(self, method: str, target: str) -> Write | None:
+        """Hear of a request that may change something, before any byte of it is sent; None if that does not matter."""
         ...
 
 

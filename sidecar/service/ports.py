@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from sidecar.core.changes import Change
 from sidecar.core.errors import Answer
 from sidecar.core.events import Event
 from sidecar.core.model import Entry, Kept, Key
@@ -101,12 +102,36 @@ class Cache(Protocol):
         """Return what is kept behind the memory; never raises, and is never long about it."""
         ...
 
-    async def forget(self, owner: int | None) -> None:
-        """Forget all entries of an owner behind the memory, for good before this returns."""
+    async def forget(self, owner: int | None) -> int:
+        """Forget all entries of an owner behind the memory, for good before this returns; say how many."""
         ...
 
     async def delete(self, key: Key) -> object:
         """Forget an entry."""
+        ...
+
+    def drop_where(self, matches: Callable[[Any], bool]) -> int:
+        """Forget those entries in memory whose key matches; say how many."""
+        ...
+
+    async def forget_node(self, node_name: str) -> int:
+        """Forget all documents of a node behind the memory, for good before this returns; say how many."""
+        ...
+
+    async def forget_all(self) -> int:
+        """Forget all entries behind the memory, for good before this returns; say how many."""
+        ...
+
+
+class Group(Protocol):
+    """The other sidecars that share a store."""
+
+    async def tell(self, change: Change) -> None:
+        """Tell of a change; returns when it is sure to be heard, or cannot be told in time: then it is told later."""
+        ...
+
+    def tell_soon(self, change: Change) -> None:
+        """Tell of a change; returns at once."""
         ...
 
 

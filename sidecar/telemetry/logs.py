@@ -15,6 +15,7 @@ from sidecar.core.events import (
     FetchFailed,
     FreshHit,
     GenerationChanged,
+    Invalidated,
     NotAdmitted,
     NotRendered,
     Outcome,
@@ -112,6 +113,7 @@ class LogListener:
             Reloaded: self._reloaded,
             RecordDropped: lambda e: log.warning("record_dropped", reason=e.reason),
             StoreChanged: self._store_changed,
+            Invalidated: self._invalidated,
             RenderedEmpty: self._rendered_empty,
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
@@ -166,6 +168,10 @@ class LogListener:
             self._log.error("settings_not_reloaded", problems=event.problems)
         else:
             self._log.info("settings_reloaded", waiting_for_restart=event.restart)
+
+    def _invalidated(self, event: Invalidated) -> None:
+        if event.source == "admin" or event.scope != "user":
+            self._log.info("invalidated", source=event.source, scope=event.scope)
 
     def _store_changed(self, event: StoreChanged) -> None:
         if event.error is None:

@@ -21,6 +21,7 @@ from sidecar.core.events import (
     Evicted,
     FreshHit,
     GenerationChanged,
+    Invalidated,
     NotAdmitted,
     NotRendered,
     Outcome,
@@ -74,8 +75,16 @@ class StoreStats(Protocol):
     """What the store behind the memory counts by itself; None: it cannot say."""
 
     kind: str
-    entries: int | None
-    bytes: int | None
+
+    @property
+    def entries(self) -> int | None:
+        """How many records there are."""
+        ...
+
+    @property
+    def bytes(self) -> int | None:
+        """What they take."""
+        ...
 
 
 class _CacheCollector(Collector):
@@ -344,12 +353,10 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        for state in BREAKER_STATES:
-            self._breaker.labels("upstream", state).set(state == "closed")
-            self._transitions.labels("upstream", state)
+        self._shows_breaker("upstream")
         for kind in FailureKind:
             self._retries.labels(kind.value)
-        for source in ("upstream", "write"):
+        for source in ("upstream", "write", "admin"):
             self._invalidations.labels(source)
 
     def expose(self, accept: str | None) -> tuple[bytes, str]:
@@ -357,10 +364,20 @@ class Metrics:
         encode, content_type = choose_encoder(accept or "")
         return encode(self.registry), content_type
 
-    def has_store(self, store: StoreStats) -> None:
+    def has_store(self, store: StoreStats | None) -> None:
         """Show a store, too."""
         self._cache_collector.store = store
+        if store is None:
+            return
         self._store_ok.set(1)
+        if store.kind == "redis":
+            self._shows_breaker("redis")
+            self._invalidations.labels("group")
+
+    def _shows_breaker(self, name: str) -> None:
+        for state in BREAKER_STATES:
+            self._breaker.labels(name, state).set(state == "closed")
+            self._transitions.labels(name, state)
 
     def settings_loaded(self, at: float) -> None:
         """Tell of settings that were taken; `at`: Unix time in seconds."""
@@ -380,6 +397,7 @@ class Metrics:
             RenderedEmpty: lambda _: self._rendered_empty.inc(),
             NotRendered: lambda event: self._render_errors.labels(event.reason).inc(),
             Written: lambda _: self._invalidations.labels("write").inc(),
+            Invalidated: lambda event: self._invalidations.labels(event.source).inc(),
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda _: self._not_admitted.inc(),
             TemplatesLoaded: lambda event: self._templates_ok.set(event.error is None),

@@ -38,7 +38,7 @@ class Opened:
         self.store = FileStore(path, max_bytes=max_bytes, clock=self.clock, observer=self.events.append)
 
     def put(self, name: str, record: bytes = b"record", owner: bytes | None = None, node: bytes | None = None) -> None:
-        self.store.put(Place(name.encode(), owner, node), record, ttl=60.0)
+        self.store.put(Place(name.encode(), owner, node), record, fetched_at=0.0, ttl=60.0)
 
     async def names(self, *names: str) -> set[str]:
         return {name for name in names if await self.store.get(place(name)) is not None}
@@ -296,7 +296,7 @@ WRITER = """
             number += 1
             key = str(number % 50).encode()
             owner = str(number % 5).encode()
-            store.put(Place(key, owner, None), owner + b":" + str(number).encode() * 200, ttl=60.0)
+            store.put(Place(key, owner, None), owner + b":" + str(number).encode() * 200, fetched_at=0.0, ttl=60.0)
             if number % 20 == 0:
                 await store.flush()
                 print("written", number, flush=True)

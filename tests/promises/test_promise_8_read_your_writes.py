@@ -536,7 +536,9 @@ class ReadYourWrites(RuleBasedStateMachine):
             write.version = self.truth[write.user] = self.versions
 
     def write(self, user: int) -> Write:
-        return Write(user, self.watch.began("PUT", f"/api/v1/users/{user}/placeholders/3f0e"))
+        watched = self.watch.began("PUT", f"/api/v1/users/{user}/placeholders/3f0e")
+        assert watched is not None
+        return Write(user, watched)
 
     @rule(user=USERS, node=NODES, read=st.booleans())
     def a_prompt_begins(self, user: int, node: str, *, read: bool) -> None:

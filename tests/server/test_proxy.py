@@ -1,7 +1,6 @@
 """The proxy between raw sockets: what passes and how, what is refused, how failures look, what the watch is told."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +9,7 @@ import pytest
 
 from sidecar.core.events import Crashed, Proxied
 from sidecar.server.passage import Passage
-from sidecar.service.forwarding import WriteEnd
+from sidecar.service.forwarding import Write, WriteEnd
 from sidecar.upstream.forward import Forwarder
 from tests.proxying import (
     EMPTY,
@@ -660,7 +659,7 @@ async def test_a_write_is_told_before_anything_is_sent() -> None:
         connections = []
         began = setting.watch.began
 
-        def watched(method: str, target: str) -> Callable[[WriteEnd], None]:
+        def watched(method: str, target: str) -> Write:
             connections.append(setting.upstream.connections)
             return began(method, target)
 
@@ -685,11 +684,15 @@ async def test_an_answer_is_told_before_the_client_has_any_of_it(method: str, st
     async with proxied(answers(b"no", status=f"{status} Oops")) as setting, wire(setting.port) as client:
         received: list[bytes] = []
 
-        def ended(how: WriteEnd) -> None:
-            assert how is end  # a gateway's 504 says nothing of what the service still does
-            received.append(bytes(client._reader._buffer))  # type: ignore[attr-defined]
+        class Told:
+            async def prepare(self) -> None:
+                """Have nothing to do."""
 
-        with patch.object(setting.watch, "began", lambda *_: ended):
+            def __call__(self, how: WriteEnd) -> None:
+                assert how is end  # a gateway's 504 says nothing of what the service still does
+                received.append(bytes(client._reader._buffer))  # type: ignore[attr-defined]
+
+        with patch.object(setting.watch, "began", lambda *_: Told()):
             assert (await client.ask(get("/x", "Content-Length: 0", method=method))).status == status
         assert received == [b""]
 

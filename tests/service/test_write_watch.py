@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sidecar.core.events import Event, Written
-from sidecar.service.forwarding import WriteEnd
+from sidecar.service.forwarding import Write, WriteEnd
 from sidecar.service.write_watch import WriteWatch
 from sidecar.service.writes import Writes
 from tests.fakes import loop_time
@@ -24,8 +24,13 @@ class Watched:
         self.writes = Writes(loop_time)
         self.watch = WriteWatch(self.writes, settle_seconds=lambda: self.settle, observer=self.events.append)
 
+    def began(self, method: str, target: str) -> Write:
+        write = self.watch.began(method, target)
+        assert write is not None
+        return write
+
     def hears(self, method: str, target: str, end: WriteEnd) -> None:
-        self.watch.began(method, target)(end)
+        self.began(method, target)(end)
 
     def void(self) -> set[int | None]:
         """Return who lost what was asked for at the beginning."""
@@ -88,7 +93,7 @@ async def test_a_write_that_was_never_sent_changes_nothing() -> None:
 
 async def test_a_write_that_is_under_way_changes_nothing_yet() -> None:
     watched = Watched()
-    ended = watched.watch.began("PUT", "/api/v1/users/7/reset")
+    ended = watched.began("PUT", "/api/v1/users/7/reset")
     assert watched.void() == set()
     during = watched.writes.ticket(7)
     assert during is not None
@@ -113,7 +118,7 @@ async def test_after_a_lost_answer_nothing_is_kept_as_long_as_the_write_may_take
 
 async def test_how_long_that_is_counts_when_the_write_ends() -> None:
     watched = Watched()
-    ended = watched.watch.began("PUT", "/api/v1/users/7/reset")
+    ended = watched.began("PUT", "/api/v1/users/7/reset")
     watched.settle = 3
     await asyncio.sleep(10)
     ended(WriteEnd.LOST)
@@ -125,8 +130,8 @@ async def test_how_long_that_is_counts_when_the_write_ends() -> None:
 
 async def test_two_writes_at_once_end_each_for_itself() -> None:
     watched = Watched()
-    first = watched.watch.began("PUT", "/api/v1/users/1/reset")
-    second = watched.watch.began("PUT", "/api/v1/users/2/reset")
+    first = watched.began("PUT", "/api/v1/users/1/reset")
+    second = watched.began("PUT", "/api/v1/users/2/reset")
     second(WriteEnd.ANSWERED)
     assert watched.void() == {2}
     first(WriteEnd.NOT_SENT)
@@ -137,7 +142,6 @@ async def test_two_writes_at_once_end_each_for_itself() -> None:
 @pytest.mark.parametrize("target", ["/api/v1/prompt-data/batch", "/api/v1/generate-prompt?debug=1"])
 async def test_a_question_that_comes_as_a_post_is_no_write(target: str) -> None:
     watched = Watched()
-    watched.watch.began("POST", target)(WriteEnd.LOST)
-    assert watched.writes.ticket(None) is not None
-    watched.watch.began("PUT", target)(WriteEnd.LOST)
+    assert watched.watch.began("POST", target) is None
+    watched.hears("PUT", target, WriteEnd.LOST)
     assert watched.writes.ticket(None) is None

@@ -1,0 +1,112 @@
+"""Redis or Valkey: one server, Sentinel or Cluster; TLS, an ACL user, a password that may change; aiocache over it."""
+
+from pathlib import Path
+from typing import Any
+
+from aiocache.backends.redis import RedisBackend
+from aiocache.base import BaseCache
+from aiocache.serializers import BaseSerializer
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
+
+from sidecar.settings import RedisMode, RedisSettings
+
+CONNECT_SECONDS = 1.0
+PROTOCOL = 2  # RESP; the one that every Redis and Valkey speaks, and whose answers look the same in all of them
+
+
+class _PasswordFile(CredentialProvider):
+    """Who we are, read for each new connection: a rotated password needs no restart."""
+
+    def __init__(self, username: str | None, path: Path | None) -> None:
+        self._username = username
+        self._path = path
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return user and password; a trailing newline is none of the password."""
+        if self._path is None:
+            return (self._username or "default", "")
+        try:
+            password = self._path.read_text("utf-8").strip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AuthenticationError("the password file cannot be read") from error
+        return (self._username, password) if self._username else (password,)
+
+
+def connect(settings: RedisSettings, *, read_seconds: float, max_connections: int) -> Any:
+    """Return a client that connects when it is used, and never tries a call twice.
+
+    `read_seconds`: how long an answer may take; what a request waits is for the caller to bound.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": read_seconds,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "max_connections": max_connections,
+        "protocol": PROTOCOL,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,
+    }
+    if settings.username is not None or settings.password_file is not None:
+        options["credential_provider"] = _PasswordFile(settings.username, settings.password_file)
+    if settings.url.is_tls:
+        options |= {
+            "ssl": True,
+            "ssl_ca_certs": _text(settings.tls_ca_file),
+            "ssl_certfile": _text(settings.tls_cert_file),
+            "ssl_keyfile": _text(settings.tls_key_file),
+            "ssl_check_hostname": True,
+        }
+    hosts = settings.url.hosts
+    match settings.mode:
+        case RedisMode.CLUSTER:
+            nodes = [ClusterNode(host, port) for host, port in hosts]
+            return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+        case RedisMode.SENTINEL:
+            asks = {key: value for key, value in options.items() if key != "credential_provider"}
+            if settings.sentinel_password_file is not None:
+                asks["credential_provider"] = _PasswordFile(None, settings.sentinel_password_file)
+            sentinel = Sentinel(hosts, sentinel_kwargs=asks, db=settings.url.database, **options)  # type: ignore[no-untyped-call]
+            return sentinel.master_for(settings.sentinel_service)
+        case RedisMode.SINGLE:
+            host, port = hosts[0]
+            return Redis(host=host, port=port, db=settings.url.database, **options)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+class _Bytes(BaseSerializer):  # type: ignore[misc] # aiocache carries no types
+    """What is kept is bytes and comes back as bytes: nothing that could be executed."""
+
+    DEFAULT_ENCODING = None
+
+    def dumps(self, value: bytes) -> bytes:
+        """Return the bytes."""
+        return value
+
+    def loads(self, value: bytes | None) -> bytes | None:
+        """Return the bytes."""
+        return value
+
+
+def _as_is(key: str, namespace: str | None = None) -> str:  # noqa: ARG001 — aiocache passes it by name
+    return key
+
+
+class RedisCache(RedisBackend):  # type: ignore[misc] # aiocache carries no types
+    """aiocache's Redis backend over a client of ours: its own knows neither Sentinel nor Cluster."""
+
+    NAME = "redis"
+
+    def __init__(self, client: Any) -> None:
+        BaseCache.__init__(self, serializer=_Bytes(), timeout=None, key_builder=_as_is)
+        self.client = client
+
+    async def _close(self, *_: Any, **__: Any) -> None:
+        await self.client.aclose()

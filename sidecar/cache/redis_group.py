@@ -1,0 +1,411 @@
+"""The group: what makes data void is told to Redis and to the other sidecars, by a stream.
+
+A stream and not pub/sub: after a disconnect it says what was missed, or that something was (contract §4 promise 8).
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from sidecar.cache.redis_client import RedisCache
+from sidecar.cache.redis_keys import ALL, Keyspace
+from sidecar.cache.redis_link import TROUBLES, RedisLink, StoreDownError, word_for
+from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
+from sidecar.core.events import RecordDropped
+from sidecar.core.retry import Rng
+from sidecar.service.ports import Clock, Observer
+
+STREAM_LENGTH = 10_000
+"""Messages that stay in the stream, about: minutes of a busy group's."""
+BLOCK_SECONDS = 0.5
+"""How long one reading of the stream waits for a message."""
+LOOK_SECONDS = 10.0
+"""Between two looks at whether the stream and the eras are still those that we know: FLUSHALL breaks no connection."""
+MOST_IN_ONE = 1_000
+"""Changes in one message, and changes that may wait; with more waiting, all is made void instead."""
+MOST_REMEMBERED = 10_000
+"""Own changes, to be said again; and the others', not to be heard twice."""
+REPLICATION_SECONDS = 10.0
+"""What was told in the last seconds before a failure may not have reached the server that took over."""
+AT_ONCE = 8
+"""Calls at once while telling: half of the connections, so that reads find one."""
+START_PATIENCE = 0.5
+"""Seconds that the start waits for the group: until then nothing can be recalled."""
+_FIELD, _FROM = b"m", b"from"
+
+
+class Listener(Protocol):
+    """Who hears what the others tell."""
+
+    def heard(self, change: Change) -> None:
+        """Make void what a change made void elsewhere."""
+        ...
+
+    def doubt(self, seconds: float) -> None:
+        """Trust nothing from before now for a while: something may have gone unheard."""
+        ...
+
+    def lost_track(self) -> None:
+        """Make all void: something went unheard for good."""
+        ...
+
+
+class _Message(msgspec.Struct, array_like=True):
+    number: int
+    """Of its sender's, so that what is said again is not heard again."""
+    change: Change
+    era: bytes
+
+
+class _Told(NamedTuple):
+    message: _Message
+    at: float
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[_Message])
+
+
+class RedisGroup:
+    """Tells the group of our changes, at once or as soon as Redis is back; hears of the others'."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        reader: Any,
+        keys: Keyspace,
+        *,
+        sender: str,
+        owner_tag: Callable[[int | None], bytes],
+        node_tag: Callable[[str], bytes],
+        reconnect: float,
+        loss_window: float,
+        remember: float,
+        timeout: float,
+        clock: Clock,
+        rng: Rng,
+        observer: Observer,
+    ) -> None:
+        """`reader`: a client of its own, for the stream; `sender`: this process; the rest as in the settings."""
+        self._link = link
+        self._reader = reader
+        self._keys = keys
+        self._sender = sender
+        self._owner_tag = owner_tag
+        self._node_tag = node_tag
+        self._reconnect = reconnect
+        self._loss_window = loss_window
+        self._remember = remember
+        self._timeout = timeout
+        self._clock = clock
+        self._rng = rng
+        self._observe = observer
+        self._listener: Listener | None = None
+        self.forget_tokens: Callable[[Iterable[bytes] | None], None] = lambda _: None
+        self._eras: dict[bytes, bytes] = {}
+        self._last = b""  # the message that was read last
+        self._heard_at = 0.0
+        self._looked_at = 0.0
+        self._is_connected = False
+        self._is_known = asyncio.Event()
+        self._doubted_until = 0.0
+        self._numbers = itertools.count(1)
+        self._heard: OrderedDict[tuple[bytes, int], None] = OrderedDict()
+        self._pending: OrderedDict[tuple[object, ...], _Told] = OrderedDict()
+        self._forgetting: set[bytes] = set()
+        self._remembered: OrderedDict[tuple[object, ...], _Told] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._told = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        link.on_recovery = lambda: self._say_again(REPLICATION_SECONDS)
+
+    async def open(self, listener: Listener) -> None:
+        """Begin to listen; waits a little, so that the first request finds what is kept."""
+        self._listener = listener
+        self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._tell())]
+        try:
+            async with asyncio.timeout(START_PATIENCE):
+                await self._is_known.wait()
+        except TimeoutError:
+            return
+
+    async def close(self) -> None:
+        """Say what is still to be said, if Redis takes it, and stop."""
+        if self._pending and self._is_connected:
+            await self._until_told(1.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(*TROUBLES):
+            await self._reader.aclose()
+        await self._link.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether others are heard now."""
+        return self._is_connected
+
+    @property
+    def pending(self) -> int:
+        """How many changes Redis does not know of yet."""
+        return len(self._pending)
+
+    def current(self) -> dict[bytes, bytes] | None:
+        """Return the eras; None where they are not known, or others may still be saying what Redis has lost."""
+        return self._eras if ALL in self._eras and self._clock() >= self._doubted_until else None
+
+    def is_forgetting(self, owner: bytes) -> bool:
+        """Return whether a change of this owner's is not yet known to Redis."""
+        return owner in self._forgetting
+
+    async def tell(self, change: Change) -> None:
+        """Tell of a change; returns when Redis knows of it, or does not take it in time: then it is told later."""
+        self.tell_soon(change)
+        await self._until_told(self._timeout * 2)
+
+    def tell_soon(self, change: Change) -> None:
+        """Tell of a change; returns at once."""
+        era = b""
+        if isinstance(change, NodeVoid | AllVoid):
+            era = secrets.token_bytes(8)
+            self._eras = self._eras | {self._era_of(change): era}
+        self._pend(_Told(_Message(next(self._numbers), change, era), self._clock()))
+
+    def _pend(self, told: _Told) -> None:
+        change = told.message.change
+        self._pending.pop(_key(change), None)
+        self._pending[_key(change)] = told
+        if len(self._pending) > MOST_IN_ONE and not isinstance(change, AllVoid):
+            self._pending.clear()
+            self._forgetting.clear()
+            self.tell_soon(AllVoid())
+            return
+        if isinstance(change, WriteBegan | WriteEnded):
+            owner = self._owner_tag(change.owner)
+            self._forgetting.add(owner)
+            self.forget_tokens((owner,))
+        self._told.clear()
+        self._wake.set()
+
+    async def _until_told(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
+        except TimeoutError:
+            return
+
+    def _era_of(self, change: NodeVoid | AllVoid) -> bytes:
+        return self._node_tag(change.node) if isinstance(change, NodeVoid) else ALL
+
+    # Telling
+
+    async def _tell(self) -> None:
+        """Say what is pending, for ever; what Redis does not take is said again."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch = list(self._pending.items())
+            if not batch:
+                continue
+            try:
+                for first in range(0, len(batch), AT_ONCE):
+                    turn = batch[first : first + AT_ONCE]
+                    await asyncio.gather(*(self._void(told.message) for _, told in turn))
+                await self._link.call(partial(self._append, _encoder.encode([told.message for _, told in batch])))
+            except StoreDownError:
+                self._wake.set()
+                await asyncio.sleep(self._pause())
+                continue
+            self._note_told(batch)
+
+    def _note_told(self, batch: Iterable[tuple[tuple[object, ...], _Told]]) -> None:
+        for key, told in batch:
+            if self._pending.get(key) is told:
+                del self._pending[key]
+            self._remembered.pop(key, None)
+            self._remembered[key] = told
+        changes = (told.message.change for told in self._pending.values())
+        self._forgetting = {
+            self._owner_tag(change.owner) for change in changes if isinstance(change, WriteBegan | WriteEnded)
+        }
+        self._forget_old()
+        if not self._pending:
+            self._told.set()
+
+    async def _void(self, message: _Message) -> None:
+        """Have Redis forget what a change made void."""
+        change = message.change
+        match change:
+            case WriteBegan():
+                key = self._keys.token(self._owner_tag(change.owner))
+                marker = b"!" + change.write.encode()
+                try:
+                    await self._link.call(lambda redis: redis.set(key, marker, ttl=max(0.001, change.settles_in)))
+                except StoreDownError as error:
+                    if str(error) != "full":
+                        raise
+                    await self._link.call(lambda redis: redis.delete(key))  # what is full still deletes
+            case WriteEnded():
+                key = self._keys.token(self._owner_tag(change.owner))
+                await self._link.call(lambda redis: redis.delete(key))
+            case NodeVoid() | AllVoid():
+                field = self._era_of(change)
+                await self._link.call(lambda redis: redis.raw("hset", self._keys.eras, field, message.era))
+
+    async def _append(self, content: bytes, redis: RedisCache) -> None:
+        fields = {_FROM: self._sender.encode(), _FIELD: content}
+        await redis.raw("xadd", self._keys.changes, fields, maxlen=STREAM_LENGTH, approximate=True)
+
+    def _forget_old(self) -> None:
+        while self._remembered and (
+            len(self._remembered) > MOST_REMEMBERED
+            or next(iter(self._remembered.values())).at < self._clock() - self._remember
+        ):
+            self._remembered.popitem(last=False)
+
+    def _say_again(self, seconds: float) -> None:
+        """Say again what Redis may have lost: what was told in the last `seconds`."""
+        self._forget_old()
+        since = self._clock() - seconds
+        for key, told in list(self._remembered.items()):
+            if told.at >= since and key not in self._pending:
+                self._pend(told)
+
+    # Hearing
+
+    async def _listen(self) -> None:
+        """Hear the others, for ever."""
+        while True:
+            try:
+                await self._catch_up()
+                while True:
+                    await self._hear()
+            except TROUBLES as error:
+                self._is_connected = False
+                import traceback; traceback.print_exc()
+                self._link.trouble(word_for(error))
+                await asyncio.sleep(self._pause())
+
+    async def _catch_up(self) -> None:
+        """Find out what was missed since the last message, or that it cannot be known."""
+        await self._read_eras()
+        if not self._last:
+            self._last = await self._newest()
+        else:
+            if not await self._still_there(self._last):
+                length = await self._reader.xlen(self._keys.changes)
+                if length >= STREAM_LENGTH or self._clock() - self._heard_at > self._remember:
+                    self._to.lost_track()
+                self._last = b"0-0"
+                self._say_again(self._remember)
+            self._doubt()
+        self._is_connected = True
+        self._heard_at = self._clock()
+        self._is_known.set()
+        self._wake.set()
+        self._link.fine()
+
+    async def _hear(self) -> None:
+        milliseconds = int(BLOCK_SECONDS * 1000)
+        answer = await self._reader.xread({self._keys.changes: self._last}, count=100, block=milliseconds)
+        for _, entries in answer or ():
+            for number, fields in entries:
+                self._last = number
+                self._take(fields.get(_FROM, b""), fields.get(_FIELD, b""))
+        now = self._clock()
+        if now - self._looked_at >= LOOK_SECONDS:
+            await self._look()
+        self._heard_at = now
+
+    def _take(self, sender: bytes, content: bytes) -> None:
+        """Apply one message of another's; one that is no message of ours changes nothing but a count."""
+        if sender == self._sender.encode():
+            return
+        try:
+            messages = _decoder.decode(content)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self._observe(RecordDropped("message"))
+            return
+        for message in messages:
+            if (sender, message.number) in self._heard:
+                continue
+            self._heard[sender, message.number] = None
+            if len(self._heard) > MOST_REMEMBERED:
+                self._heard.popitem(last=False)
+            self._apply(message)
+
+    def _apply(self, message: _Message) -> None:
+        change = message.change
+        match change:
+            case WriteBegan() | WriteEnded():
+                self.forget_tokens((self._owner_tag(change.owner),))
+            case NodeVoid() | AllVoid():
+                self._eras = self._eras | {self._era_of(change): message.era}
+        self._to.heard(change)
+
+    async def _look(self) -> None:
+        """Find out whether Redis has lost its data though the connection held."""
+        await self._read_eras()
+        if not await self._still_there(self._last):
+            self._last = await self._newest()
+            self._say_again(self._remember)
+            self._doubt()
+
+    def _doubt(self) -> None:
+        self._doubted_until = self._clock() + self._loss_window
+        self._to.doubt(self._loss_window)
+
+    async def _read_eras(self) -> None:
+        """Take over the eras that Redis has; where it has none, it takes ours."""
+        found = await self._reader.hgetall(self._keys.eras)
+        if ALL not in found:
+            known = self._eras or {ALL: secrets.token_bytes(8)}
+            for field, era in known.items():
+                await self._reader.hsetnx(self._keys.eras, field, era)
+            found = await self._reader.hgetall(self._keys.eras)
+        pending = {
+            self._era_of(told.message.change): told.message.era
+            for told in self._pending.values()
+            if isinstance(told.message.change, NodeVoid | AllVoid)
+        }
+        self._eras = found | pending
+        self._looked_at = self._clock()
+
+    async def _newest(self) -> bytes:
+        """Return the last message's number; in an empty stream, that of one of ours, so that its loss can be seen."""
+        entries = await self._reader.xrevrange(self._keys.changes, count=1)
+        if entries:
+            number: bytes = entries[0][0]
+            return number
+        fields = {_FROM: self._sender.encode(), _FIELD: _encoder.encode([])}
+        hello: bytes = await self._reader.xadd(self._keys.changes, fields)
+        return hello
+
+    async def _still_there(self, number: bytes) -> bool:
+        return bool(await self._reader.xrange(self._keys.changes, number, number, count=1))
+
+    @property
+    def _to(self) -> Listener:
+        assert self._listener is not None
+        return self._listener
+
+    def _pause(self) -> float:
+        return self._reconnect * self._rng.uniform(0.5, 1.0)
+
+
+def _key(change: Change) -> tuple[object, ...]:
+    """Return what a later change takes the place of: the end of a write that of its beginning."""
+    match change:
+        case WriteBegan() | WriteEnded():
+            return ("write", change.owner, change.write)
+        case NodeVoid():
+            return ("node", change.node)
+        case AllVoid():
+            return ("all",)

@@ -1,0 +1,196 @@
+"""The Redis store: what one sidecar fetched serves all of its group, and nothing that a change made void comes back."""
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from sidecar.cache.records import Place
+from sidecar.cache.redis_client import RedisCache
+from sidecar.cache.redis_keys import HEAD_BYTES, LEARN, STORE, TOKEN_BYTES, Keyspace, packed
+from sidecar.cache.redis_link import RedisLink, StoreDownError
+from sidecar.service.ports import Clock
+
+TOKEN_SECONDS = 86_400.0
+"""A token outlives the records under it, and goes when its owner is not asked for any more."""
+MOST_TOKENS = 100_000
+"""Owners whose token is remembered (about 200 bytes each); beyond, it is asked for again."""
+MOST_WAITING = 10_000
+"""Records that wait to be written; with more, the oldest are not written: they can be fetched again."""
+AT_ONCE = 8
+"""Records written at once: half of the connections, so that reads find one."""
+
+
+class _Ticket(NamedTuple):
+    token: bytes
+    key: str
+
+
+class _Waiting(NamedTuple):
+    place: Place
+    record: bytes
+    fetched_at: float
+    ttl: float
+    ticket: _Ticket | None
+
+
+class Eras(Protocol):
+    """What the group knows of its eras; see `redis_group`."""
+
+    def current(self) -> dict[bytes, bytes] | None:
+        """Return the eras, None where they are not known now."""
+        ...
+
+    def is_forgetting(self, owner: bytes) -> bool:
+        """Return whether a change of this owner's is not yet known to Redis."""
+        ...
+
+
+class RedisStore:
+    """Records under their owner's token; a change of his settings takes the token away, and all under it is void.
+
+    A fetch notes the token before the upstream is asked, and what it brings is kept only under that token: so a fetch
+    that was overtaken by a change puts nothing old back, whichever sidecar made it.
+    """
+
+    kind = "redis"
+    is_shared = True
+
+    def __init__(self, link: RedisLink, keys: Keyspace, eras: Eras, *, timeout: float, clock: Clock) -> None:
+        """`timeout`: seconds that a request waits for Redis."""
+        self._link = link
+        self._keys = keys
+        self._eras = eras
+        self._timeout = timeout
+        self._clock = clock
+        self._tokens: OrderedDict[bytes, bytes] = OrderedDict()
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._writing: asyncio.Task[None] | None = None
+        self.entries: int | None = None
+        self.bytes: int | None = None
+        self.lost = 0
+        """Records that were not written, for want of a working Redis."""
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with Redis; None: nothing."""
+        return self._link.error
+
+    async def get(self, place: Place) -> bytes | None:
+        """Return a record, None where there is none or Redis does not answer in time."""
+        try:
+            if place.owner is None:
+                note = self._keys.note(place)
+                return await self._link.call(lambda redis: redis.get(note), self._timeout)
+            return await self._link.call(lambda redis: self._found(redis, place), self._timeout)
+        except StoreDownError:
+            return None
+
+    async def _found(self, redis: RedisCache, place: Place) -> bytes | None:
+        owner, eras = place.owner, self._eras.current()
+        if owner is None or eras is None or self._eras.is_forgetting(owner):
+            return None
+        token, value = await redis.multi_get([self._keys.token(owner), self._keys.record(place, eras)])
+        if token is None:
+            await self._learn(redis, owner)
+            return None
+        if not self._note(owner, token) or value is None or value[:TOKEN_BYTES] != token:
+            return None
+        found: bytes = value[HEAD_BYTES:]
+        return found
+
+    def ticket(self, place: Place) -> _Ticket | None:
+        """Return the owner's token and the key of now; None where they are not known."""
+        owner, eras = place.owner, self._eras.current()
+        if owner is None or eras is None or self._eras.is_forgetting(owner):
+            return None
+        token = self._tokens.get(owner)
+        return None if token is None else _Ticket(token, self._keys.record(place, eras))
+
+    def put(self, place: Place, record: bytes, *, fetched_at: float, ttl: float, ticket: object = None) -> None:
+        """Keep a record, if its ticket still holds; without one, ask for the owner's token, for the next time."""
+        self._waiting.pop(place.key, None)
+        known = ticket if isinstance(ticket, _Ticket) else None
+        self._waiting[place.key] = _Waiting(place, record, fetched_at, ttl, known)
+        if len(self._waiting) > MOST_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+            self.lost += 1
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write())
+
+    async def drop(self, place: Place) -> None:
+        """Forget a record that is of no use."""
+        self._waiting.pop(place.key, None)
+        eras = self._eras.current()
+        if place.owner is not None and eras is not None:
+            key = self._keys.record(place, eras)
+            await self._try(lambda redis: redis.delete(key))
+
+    async def forget(self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False) -> int:
+        """Do nothing: the group is told, and tells Redis; see `redis_group`."""
+        _ = owner, node, everything
+        return 0
+
+    def forget_tokens(self, owners: Iterable[bytes] | None) -> None:
+        """Forget what is remembered of owners whose data changed; None: of all."""
+        if owners is None:
+            self._tokens.clear()
+            return
+        for owner in owners:
+            self._tokens.pop(owner, None)
+
+    async def flush(self) -> None:
+        """Write what waits."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Write what waits."""
+        await self.flush()
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.pop(key) for key in list(self._waiting)[:AT_ONCE]]
+            await asyncio.gather(*map(self._write_one, batch))
+
+    async def _write_one(self, waiting: _Waiting) -> None:
+        place, ticket, owner = waiting.place, waiting.ticket, waiting.place.owner
+        milliseconds = max(1, int(waiting.ttl * 1000))
+        if owner is None:
+            note = self._keys.note(place)
+            await self._try(lambda redis: redis.set(note, waiting.record, ttl=milliseconds / 1000))
+        elif ticket is None:
+            await self._try(lambda redis: self._learn(redis, owner))
+        else:
+            value = packed(ticket.token, waiting.fetched_at, waiting.record)
+            token_key = self._keys.token(owner)
+
+            async def store(redis: RedisCache) -> None:
+                if await redis.raw("eval", STORE, 2, token_key, ticket.key, ticket.token, value, milliseconds) == 0:
+                    await self._learn(redis, owner)
+
+            self.lost += not await self._try(store)
+
+    async def _learn(self, redis: RedisCache, owner: bytes) -> None:
+        new = secrets.token_bytes(TOKEN_BYTES)
+        token = await redis.raw("eval", LEARN, 1, self._keys.token(owner), new, int(TOKEN_SECONDS * 1000))
+        self._note(owner, token)
+
+    def _note(self, owner: bytes, token: bytes) -> bool:
+        """Remember an owner's token; return False where a write is on its way, and nothing of his is to be kept."""
+        if len(token) != TOKEN_BYTES or self._eras.is_forgetting(owner):
+            self._tokens.pop(owner, None)
+            return False
+        self._tokens[owner] = token
+        self._tokens.move_to_end(owner)
+        if len(self._tokens) > MOST_TOKENS:
+            self._tokens.popitem(last=False)
+        return True
+
+    async def _try(self, work: Any) -> bool:
+        try:
+            await self._link.call(work)
+        except StoreDownError:
+            return False
+        return True

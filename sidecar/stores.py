@@ -1,0 +1,86 @@
+"""The store behind the memory, as the settings name it. Names the concrete classes."""
+
+from sidecar.cache.file import FileStore, StoreBusyError
+from sidecar.cache.records import node_tag, owner_tag
+from sidecar.cache.redis_client import connect
+from sidecar.cache.redis_group import BLOCK_SECONDS, RedisGroup
+from sidecar.cache.redis_keys import Keyspace
+from sidecar.cache.redis_link import CALL_SECONDS, RedisLink
+from sidecar.cache.redis_store import RedisStore
+from sidecar.cache.tiered import Store
+from sidecar.core.retry import Rng
+from sidecar.service.ports import Clock, Observer
+from sidecar.settings import Settings, StoreKind
+from sidecar.upstream.breaker import Breaker
+
+
+class StartError(OSError):
+    """The sidecar cannot start here; says what and where."""
+
+
+async def open_store(
+    settings: Settings, boot: bytes, *, clock: Clock, rng: Rng, observer: Observer
+) -> tuple[Store | None, RedisGroup | None]:
+    """Return the store, and the group that shares it, if there is one; raises `StartError`.
+
+    `boot`: this process. The group is not open yet: who listens to it is not made yet.
+    """
+    match settings.store.kind:
+        case StoreKind.NONE:
+            return None, None
+        case StoreKind.FILE:
+            store = FileStore(settings.store.path, max_bytes=settings.store.max_bytes, clock=clock, observer=observer)
+            try:
+                await store.open()
+            except StoreBusyError as error:
+                raise StartError(str(error)) from error
+            return store, None
+        case StoreKind.REDIS:
+            return _redis(settings, boot, clock=clock, rng=rng, observer=observer)
+
+
+def _redis(
+    settings: Settings, boot: bytes, *, clock: Clock, rng: Rng, observer: Observer
+) -> tuple[RedisStore, RedisGroup]:
+    redis, namespace = settings.store.redis, settings.upstream.url
+    for key, path in (
+        ("password_file", redis.password_file),
+        ("sentinel_password_file", redis.sentinel_password_file),
+        ("tls_ca_file", redis.tls_ca_file),
+        ("tls_cert_file", redis.tls_cert_file),
+        ("tls_key_file", redis.tls_key_file),
+    ):
+        try:
+            if path is not None:
+                path.read_bytes()
+        except OSError as error:
+            raise StartError(f"store.redis.{key}: {path} cannot be read: {error.strerror}.") from error
+    circuit = Breaker(
+        "redis",
+        fail_max=redis.fail_max,
+        reset_timeout=redis.reset_timeout,
+        success_threshold=1,
+        clock=clock,
+        observer=observer,
+    )
+    client = connect(redis, read_seconds=CALL_SECONDS, max_connections=redis.max_connections + 1)
+    link = RedisLink(client, circuit, max_calls=redis.max_connections, observer=observer)
+    keys = Keyspace(redis.prefix, namespace)
+    group = RedisGroup(
+        link,
+        connect(redis, read_seconds=BLOCK_SECONDS + CALL_SECONDS, max_connections=2),
+        keys,
+        sender=boot.hex(),
+        owner_tag=lambda owner: owner_tag(namespace, owner),
+        node_tag=lambda node: node_tag(namespace, node),
+        reconnect=redis.reconnect,
+        loss_window=redis.loss_window,
+        remember=redis.remember,
+        timeout=redis.timeout,
+        clock=clock,
+        rng=rng,
+        observer=observer,
+    )
+    store = RedisStore(link, keys, group, timeout=redis.timeout, clock=clock)
+    group.forget_tokens = store.forget_tokens
+    return store, group
