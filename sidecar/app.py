@@ -68,6 +68,7 @@ async def running(
             status=lambda: status_of(core, ready=lambda: ready, clock=clock),
             admin=admin_routes(
                 core.shadow.reset,
+                core.invalidations,
                 is_loopback=settings.ops.listen.is_loopback,
                 token_file=settings.ops.admin_token_file,
             ),

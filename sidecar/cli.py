@@ -1,4 +1,4 @@
-"""The command: run | check-config | demo | upstream."""
+"""The command: run | check-config | invalidate | demo | upstream."""
 
 import asyncio
 import gc
@@ -193,6 +193,65 @@ def upstream(**options: Any) -> None:
     from sidecar.demo.reference.cli import serve_from_options
 
     _run(serve_from_options(**options))
+
+
+def _ops_options(command: F) -> F:
+    for option in (
+        click.option(
+            "--token-file",
+            type=click.Path(path_type=Path),
+            help="File with the admin token (ops.admin_token_file), where the sidecar wants one.",
+        ),
+        click.option(
+            "--ops-url",
+            default="http://127.0.0.1:9102",
+            show_default=True,
+            metavar="URL",
+            callback=_http_url,
+            help="The ops listener of the running sidecar.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _http_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    from sidecar.core.units import BaseUrl
+
+    try:
+        return BaseUrl().parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
+
+
+@main.command(epilog="Exit codes: 0 done, 1 the sidecar cannot be reached or refuses, 2 usage.")
+@click.option("--user", type=click.IntRange(min=1), metavar="ID", help="What is kept of this user.")
+@click.option("--node", metavar="NAME", help="The documents of this node.")
+@click.option("--all", "everything", is_flag=True, help="All that is kept.")
+@_ops_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def invalidate(
+    user: int | None, node: str | None, *, everything: bool, ops_url: str, token_file: Path | None, as_json: bool
+) -> None:
+    """Have a running sidecar, and its group, ask the upstream again.
+
+    What is invalidated is not served any more, in an outage either: neither from memory nor from the store.
+    """
+    from sidecar.ops_client import OpsError, call
+
+    given = {"user": user, "node": node, "all": everything or None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if len(chosen) != 1:
+        raise click.UsageError("Say what: exactly one of --user ID, --node NAME and --all.")
+    try:
+        done = call("POST", f"{ops_url}/admin/invalidate", chosen, token_file=token_file)
+    except OpsError as error:
+        _die(str(error))
+    if as_json:
+        click.echo(json.dumps(done))
+        return
+    group = "; the other sidecars of its group are told" if done["group_told"] else ""
+    click.echo(f"Invalidated: {done['memory']} entries in memory, {done['store']} in the store{group}.")
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers, each a process of the test's own: alone, behind Sentinel, or three that are a Cluster."""
+"""Real Redis and Valkey servers, each a process of the test's own: alone, behind Sentinel, or a Cluster of three."""
 
 import asyncio
 import importlib

@@ -289,7 +289,9 @@ class RedisGroup:
                     await self._hear()
             except TROUBLES as error:
                 self._is_connected = False
-                import traceback; traceback.print_exc()
+                import traceback
+
+                traceback.print_exc()
                 self._link.trouble(word_for(error))
                 await asyncio.sleep(self._pause())
 

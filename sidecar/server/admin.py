@@ -1,8 +1,9 @@
 """Admin calls on the ops listener: on loopback, or with a token (contract §5)."""
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -14,6 +15,8 @@ from sidecar.server.responses import problem
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 5.0
 PARITY = "/admin/parity"
+INVALIDATE = "/admin/invalidate"
+T = TypeVar("T")
 
 
 class _Reset(msgspec.Struct, forbid_unknown_fields=True):
@@ -22,22 +25,74 @@ class _Reset(msgspec.Struct, forbid_unknown_fields=True):
     reset: str | None
 
 
+class _Invalidate(msgspec.Struct, forbid_unknown_fields=True):
+    """What is invalidated: exactly one of the three."""
+
+    user: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    node: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    all: Literal[True] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse none and several."""
+        if sum(each is not None for each in (self.user, self.node, self.all)) != 1:
+            raise ValueError("exactly one of user, node and all")
+
+
+class Forgotten(Protocol):
+    """What an invalidation did; see `service.invalidation`."""
+
+    @property
+    def memory(self) -> int:
+        """Entries forgotten in memory."""
+        ...
+
+    @property
+    def store(self) -> int:
+        """Entries forgotten behind it."""
+        ...
+
+    @property
+    def told(self) -> bool:
+        """Whether there is a group that is told."""
+        ...
+
+
+class Invalidating(Protocol):
+    """Who invalidates; see `service.invalidation`."""
+
+    async def user(self, user_id: int) -> Forgotten:
+        """Invalidate what is kept of one user."""
+        ...
+
+    async def node(self, node_name: str) -> Forgotten:
+        """Invalidate the documents of one node."""
+        ...
+
+    async def everything(self) -> Forgotten:
+        """Invalidate all that is kept."""
+        ...
+
+
 def admin_routes(
-    reset_parity: Callable[[str | None], list[str]], *, is_loopback: bool, token_file: Path | None
+    reset_parity: Callable[[str | None], list[str]],
+    invalidations: Invalidating,
+    *,
+    is_loopback: bool,
+    token_file: Path | None,
 ) -> dict[tuple[str, str], Handler]:
     """Return the admin calls by method and path."""
 
-    async def parity(request: web.BaseRequest) -> web.Response:
-        try:
-            body = await read_body(request, max_bytes=MAX_BODY, timeout_seconds=BODY_SECONDS)
-            asked = msgspec.json.decode(body, type=_Reset)
-        except BodyError as error:
-            return problem(error.status, str(error))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return problem(422, 'The body must be {"reset": NODE}, or {"reset": null} for all nodes.')
-        return web.Response(
-            body=msgspec.json.encode({"reset": reset_parity(asked.reset)}), content_type="application/json"
-        )
+    async def parity(asked: _Reset) -> object:
+        return {"reset": reset_parity(asked.reset)}
+
+    async def invalidate(asked: _Invalidate) -> object:
+        if asked.user is not None:
+            forgotten = await invalidations.user(asked.user)
+        elif asked.node is not None:
+            forgotten = await invalidations.node(asked.node)
+        else:
+            forgotten = await invalidations.everything()
+        return {"memory": forgotten.memory, "store": forgotten.store, "group_told": forgotten.told}
 
     def guarded(handler: Handler) -> Handler:
         async def allowed(request: web.BaseRequest) -> web.StreamResponse:
@@ -46,7 +101,28 @@ def admin_routes(
 
         return allowed
 
-    return {("POST", PARITY): guarded(parity)}
+    return {
+        ("POST", PARITY): guarded(_answering(_Reset, parity, '{"reset": NODE}, or {"reset": null} for all nodes')),
+        ("POST", INVALIDATE): guarded(
+            _answering(_Invalidate, invalidate, '{"user": NUMBER above 0}, {"node": NAME} or {"all": true}')
+        ),
+    }
+
+
+def _answering(kind: type[T], act: Callable[[T], Awaitable[object]], wanted: str) -> Handler:
+    """Return the handler of a call that takes JSON of a kind, and answers with JSON."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            body = await read_body(request, max_bytes=MAX_BODY, timeout_seconds=BODY_SECONDS)
+            asked = msgspec.json.decode(body, type=kind)
+        except BodyError as error:
+            return problem(error.status, str(error))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return problem(422, f"The body must be {wanted}.")
+        return web.Response(body=msgspec.json.encode(await act(asked)), content_type="application/json")
+
+    return handle
 
 
 def _refusal(request: web.BaseRequest, *, is_loopback: bool, token_file: Path | None) -> web.Response | None:

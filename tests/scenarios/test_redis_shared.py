@@ -10,10 +10,10 @@ import pytest
 
 from sidecar.core.policy import Policy
 from sidecar.core.servers import RedisUrl
-from sidecar.demo.reference.faults import Mode
 from sidecar.demo.reference.database import stable_id
+from sidecar.demo.reference.faults import Mode
 from sidecar.settings import RedisSettings, StoreKind, StoreSettings
-from tests.harness import Reference, Sidecar, eventually, reference, settings_for, sidecar_with
+from tests.harness import Reference, Sidecar, reference, settings_for, sidecar_with
 from tests.redis_servers import Server, server
 
 LONG = Policy(ttl=600, max_ttl=600, stale_while_revalidate=0, stale_if_error=600)
@@ -52,7 +52,9 @@ async def change(through: Sidecar, user: int, to: str) -> None:
 
 def styles(group: Group) -> tuple[str, str]:
     """Return the default style, and another one."""
-    default, other, *_ = (value.value for value in group.upstream.state.vocabulary.placeholders["style"].values.values())
+    default, other, *_ = (
+        value.value for value in group.upstream.state.vocabulary.placeholders["style"].values.values()
+    )
     return default, other
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from sidecar.server import admin
-from sidecar.server.admin import MAX_BODY, PARITY, admin_routes
+from sidecar.server.admin import INVALIDATE, MAX_BODY, PARITY, admin_routes
 from sidecar.server.ops import ops_routes
+from sidecar.service.invalidation import Forgotten
 from tests.wire import Answer, Wire, get, post, serving, wire
 
 TOKEN = "canary-7f3a"
@@ -22,9 +23,32 @@ class Admin(NamedTuple):
 
     client: Wire
     resets: list[str | None]
+    invalidated: list[object]
 
     async def reset(self, body: bytes = ALL, *headers: str) -> Answer:
         return await self.client.ask(post(body, *headers, path=PARITY))
+
+    async def invalidate(self, body: bytes, *headers: str) -> Answer:
+        return await self.client.ask(post(body, *headers, path=INVALIDATE))
+
+
+class FakeInvalidations:
+    """Notes what is to be invalidated."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    async def user(self, user_id: int) -> Forgotten:
+        self.asked.append(user_id)
+        return Forgotten(2, 1, told=True)
+
+    async def node(self, node_name: str) -> Forgotten:
+        self.asked.append(node_name)
+        return Forgotten(3, 0, told=False)
+
+    async def everything(self) -> Forgotten:
+        self.asked.append(all)
+        return Forgotten(9, 9, told=True)
 
 
 @asynccontextmanager
@@ -35,10 +59,11 @@ async def administered(*, is_loopback: bool = True, token_file: Path | None = No
         resets.append(node)
         return ["explain", "quiz"] if node is None else [node] * (node == "explain")
 
-    calls = admin_routes(reset, is_loopback=is_loopback, token_file=token_file)
+    invalidations = FakeInvalidations()
+    calls = admin_routes(reset, invalidations, is_loopback=is_loopback, token_file=token_file)
     routes = ops_routes(ready=lambda: True, metrics=lambda _: (b"", "text/plain"), admin=calls)
     async with serving(routes) as served, wire(served.port) as client:
-        yield Admin(client, resets)
+        yield Admin(client, resets, invalidations.asked)
         assert served.events == []
 
 
@@ -258,3 +283,61 @@ async def test_what_is_for_all_needs_no_token(token_file: Path) -> None:
     async with administered(is_loopback=False, token_file=token_file) as here:
         assert (await here.client.ask(get("/livez"))).status == 200
         assert (await here.client.ask(get("/status"))).status == 200
+
+
+# Invalidation
+
+
+@pytest.mark.parametrize(
+    ("body", "asked", "answer"),
+    [
+        (b'{"user": 1}', 1, {"memory": 2, "store": 1, "group_told": True}),
+        (b'{"node": "explain"}', "explain", {"memory": 3, "store": 0, "group_told": False}),
+        (b'{"all": true}', all, {"memory": 9, "store": 9, "group_told": True}),
+    ],
+)
+async def test_a_user_a_node_or_all_is_invalidated_and_what_was_forgotten_is_said(
+    body: bytes, asked: object, answer: object
+) -> None:
+    async with administered() as here:
+        said = await here.invalidate(body)
+        assert (said.status, json.loads(said.body)) == (200, answer)
+        assert here.invalidated == [asked]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"user": 0}',
+        b'{"user": -1}',
+        b'{"user": "1"}',
+        b'{"user": 1.5}',
+        b'{"user": null}',
+        b'{"node": ""}',
+        b'{"node": 1}',
+        b'{"all": false}',
+        b'{"all": "true"}',
+        b'{"user": 1, "node": "explain"}',
+        b'{"user": 1, "all": true}',
+        b'{"users": [1]}',
+        b"\xff",
+    ],
+)
+async def test_what_says_not_exactly_one_thing_invalidates_nothing(body: bytes) -> None:
+    async with administered() as here:
+        said = await here.invalidate(body)
+        assert said.status == 422
+        assert json.loads(said.body)["detail"] == (
+            'The body must be {"user": NUMBER above 0}, {"node": NAME} or {"all": true}.'
+        )
+        assert here.invalidated == []
+
+
+async def test_without_the_token_nothing_is_invalidated(token_file: Path) -> None:
+    async with administered(token_file=token_file) as here:
+        assert (await here.invalidate(b'{"all": true}')).status == 401
+        assert here.invalidated == []
+        assert (await here.invalidate(b'{"all": true}', f"Authorization: Bearer {TOKEN}")).status == 200
