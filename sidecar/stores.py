@@ -68,7 +68,7 @@ def _redis(
     keys = Keyspace(redis.prefix, namespace)
     group = RedisGroup(
         link,
-        connect(redis, read_seconds=BLOCK_SECONDS + CALL_SECONDS, max_connections=2),
+        lambda: connect(redis, read_seconds=BLOCK_SECONDS + CALL_SECONDS, max_connections=4),
         keys,
         sender=boot.hex(),
         owner_tag=lambda owner: owner_tag(namespace, owner),

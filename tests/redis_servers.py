@@ -7,8 +7,9 @@ import signal
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ class Server:
         self.kind = kind
         self.folder = folder
         self.port = port
-        self.arguments = arguments
+        self.start_with: tuple[str, ...] = (
+            *arguments,
+            *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""),
+        )
         self.process: asyncio.subprocess.Process | None = None
         self.client: Any = None
 
@@ -64,8 +68,7 @@ class Server:
     async def start(self, **options: Any) -> None:
         self.process = await asyncio.create_subprocess_exec(
             str(server_program(self.kind)),
-            *self.arguments,
-            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
+            *self.start_with,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -102,3 +105,74 @@ async def server(kind: str = "valkey", *arguments: str, **options: Any) -> Async
             yield found
         finally:
             await found.kill()
+
+
+@asynccontextmanager
+async def sentinel_pair() -> AsyncIterator[tuple[Server, Server, Server]]:
+    """Run a primary, its replica, and a sentinel that watches them; yields them in this order."""
+    async with server() as primary, server("valkey", "--replicaof", f"127.0.0.1 {primary.port}") as replica:
+        with tempfile.TemporaryDirectory(prefix="sentinel-") as folder:
+            port = free_port()
+            config = Path(folder) / "sentinel.conf"
+            config.write_text(
+                f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+                f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
+                "sentinel down-after-milliseconds mymaster 300\n"
+                "sentinel failover-timeout mymaster 1000\n"
+            )
+            watcher = Server("valkey", Path(folder), port)
+            watcher.start_with = (str(config), "--sentinel")
+            try:
+                await watcher.start()
+                await _until(lambda: _has_replica(watcher))
+                yield primary, replica, watcher
+            finally:
+                await watcher.kill()
+
+
+async def _has_replica(watcher: Server) -> bool:
+    found = await watcher.client.execute_command("SENTINEL", "REPLICAS", "mymaster")
+    return bool(found)
+
+
+@asynccontextmanager
+async def cluster() -> AsyncIterator[list[Server]]:
+    """Run three primaries and a replica of the first (the last of the four) as a cluster."""
+    async with AsyncExitStack() as stack:
+        wanted = {
+            "enabled": "yes",
+            "node-timeout": "500",
+            "require-full-coverage": "no",
+            "replica-validity-factor": "0",
+        }
+        arguments = [word for name, value in wanted.items() for word in (f"--cluster-{name}", value)]
+        nodes = [await stack.enter_async_context(server("valkey", *arguments)) for _ in range(4)]
+        first, second, third, replica = nodes
+        for node in nodes[1:]:
+            await first.client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for node, (begin, end) in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=False):
+            await node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", begin, end)
+        of_first = (await first.client.execute_command("CLUSTER", "MYID")).decode()
+
+        async def replicates() -> bool:
+            with suppress(RedisError):
+                await replica.client.execute_command("CLUSTER", "REPLICATE", of_first)
+                return True
+            return False
+
+        await _until(replicates)
+        for node in nodes:
+            await _until(partial(_is_whole, node))
+        yield [first, second, third, replica]
+
+
+async def _is_whole(node: Server) -> bool:
+    info = (await node.client.execute_command("CLUSTER", "INFO")).decode()
+    slots = await node.client.execute_command("CLUSTER", "SLOTS")
+    return "cluster_state:ok" in info and len(slots) == 3 and sum(len(each) > 3 for each in slots) == 1
+
+
+async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(START_SECONDS):
+        while not await holds():  # noqa: ASYNC110 — another process has no event of ours
+            await asyncio.sleep(0.02)

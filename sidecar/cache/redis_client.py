@@ -1,5 +1,6 @@
 """Redis or Valkey: one server, Sentinel or Cluster; TLS, an ACL user, a password that may change; aiocache over it."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, RedisError
 
 from sidecar.settings import RedisMode, RedisSettings
 
@@ -65,7 +66,7 @@ def connect(settings: RedisSettings, *, read_seconds: float, max_connections: in
     match settings.mode:
         case RedisMode.CLUSTER:
             nodes = [ClusterNode(host, port) for host, port in hosts]
-            return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+            return RedisCluster(startup_nodes=nodes, **options | {"retry": Retry(NoBackoff(), 1)})  # to follow a move
         case RedisMode.SENTINEL:
             asks = {key: value for key, value in options.items() if key != "credential_provider"}
             if settings.sentinel_password_file is not None:
@@ -79,6 +80,27 @@ def connect(settings: RedisSettings, *, read_seconds: float, max_connections: in
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+async def closed(client: Any) -> None:
+    """Let go of a client's connections, its sentinels' included: redis leaves those open."""
+    sentinel = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    for each in (client, *(sentinel.sentinels if sentinel is not None else ())):
+        with suppress(RedisError, OSError):
+            await each.aclose()
+
+
+async def read_stream(client: Any, stream: str, after: bytes, *, count: int, block: int) -> Any:
+    """Return what came after a message; waits `block` ms for it.
+
+    In a cluster, redis would ask any one server first which of the words are keys, each time, and fail with that one.
+    """
+    if not isinstance(client, RedisCluster):
+        return await client.xread({stream: after}, count=count, block=block)
+    await client.initialize()
+    node = client.get_node_from_key(stream)
+    words = ("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", stream, after)
+    return await client.execute_command(*words, target_nodes=node)
 
 
 class _Bytes(BaseSerializer):  # type: ignore[misc] # aiocache carries no types
@@ -109,4 +131,4 @@ class RedisCache(RedisBackend):  # type: ignore[misc] # aiocache carries no type
         self.client = client
 
     async def _close(self, *_: Any, **__: Any) -> None:
-        await self.client.aclose()
+        await closed(self.client)

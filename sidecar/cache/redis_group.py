@@ -8,13 +8,12 @@ import itertools
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from sidecar.cache.redis_client import RedisCache
+from sidecar.cache.redis_client import RedisCache, closed, read_stream
 from sidecar.cache.redis_keys import ALL, Keyspace
 from sidecar.cache.redis_link import TROUBLES, RedisLink, StoreDownError, word_for
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
@@ -79,7 +78,7 @@ class RedisGroup:
     def __init__(
         self,
         link: RedisLink,
-        reader: Any,
+        connect_reader: Callable[[], Any],
         keys: Keyspace,
         *,
         sender: str,
@@ -93,9 +92,10 @@ class RedisGroup:
         rng: Rng,
         observer: Observer,
     ) -> None:
-        """`reader`: a client of its own, for the stream; `sender`: this process; the rest as in the settings."""
+        """`connect_reader`: makes a client for the stream; `sender`: this process; the rest as in the settings."""
         self._link = link
-        self._reader = reader
+        self._connect_reader = connect_reader
+        self._reader: Any = None
         self._keys = keys
         self._sender = sender
         self._owner_tag = owner_tag
@@ -141,10 +141,9 @@ class RedisGroup:
         if self._pending and self._is_connected:
             await self._until_told(1.0)
         for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(*TROUBLES):
-            await self._reader.aclose()
+            while not task.done():
+                task.cancel()  # once is not always enough: redis takes it for a timeout where both come together
+                await asyncio.wait({task}, timeout=0.1)
         await self._link.close()
 
     @property
@@ -283,17 +282,17 @@ class RedisGroup:
     async def _listen(self) -> None:
         """Hear the others, for ever."""
         while True:
+            self._reader = self._connect_reader()  # a new one knows nothing of servers that are gone
             try:
                 await self._catch_up()
                 while True:
                     await self._hear()
             except TROUBLES as error:
                 self._is_connected = False
-                import traceback
-
-                traceback.print_exc()
-                self._link.trouble(word_for(error))
-                await asyncio.sleep(self._pause())
+                self._link.trouble(word_for(error), "group")
+            finally:
+                await closed(self._reader)
+            await asyncio.sleep(self._pause())
 
     async def _catch_up(self) -> None:
         """Find out what was missed since the last message, or that it cannot be known."""
@@ -312,11 +311,11 @@ class RedisGroup:
         self._heard_at = self._clock()
         self._is_known.set()
         self._wake.set()
-        self._link.fine()
+        self._link.fine("group")
 
     async def _hear(self) -> None:
         milliseconds = int(BLOCK_SECONDS * 1000)
-        answer = await self._reader.xread({self._keys.changes: self._last}, count=100, block=milliseconds)
+        answer = await read_stream(self._reader, self._keys.changes, self._last, count=100, block=milliseconds)
         for _, entries in answer or ():
             for number, fields in entries:
                 self._last = number

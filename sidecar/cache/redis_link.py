@@ -66,8 +66,7 @@ class RedisLink:
         self._slots = asyncio.Semaphore(max_calls)
         self._observe = observer
         self._calls: set[asyncio.Task[Any]] = set()
-        self.error: str | None = None
-        """What is wrong with Redis; None: nothing."""
+        self._errors: dict[str, str] = {}
         self.on_recovery: Callable[[], None] = lambda: None
 
     async def call(self, work: Callable[[RedisCache], Awaitable[T]], patience: float = CALL_SECONDS) -> T:
@@ -100,16 +99,21 @@ class RedisLink:
         self.fine()
         return result
 
-    def trouble(self, word: str) -> None:
-        """Note that something is wrong, and tell of it once."""
-        if self.error != word:
-            self.error = word
-            self._observe(StoreChanged(word))
+    @property
+    def error(self) -> str | None:
+        """What is wrong with Redis, in a word of a closed set; None: nothing."""
+        return next(iter(self._errors.values()), None)
 
-    def fine(self) -> None:
-        """Note that nothing is wrong any more."""
-        if self.error is not None:
-            self.error = None
+    def trouble(self, word: str, part: str = "calls") -> None:
+        """Note that something is wrong with a part of what Redis is used for, and tell of it once."""
+        before = self.error
+        self._errors[part] = word
+        if self.error != before:
+            self._observe(StoreChanged(self.error))
+
+    def fine(self, part: str = "calls") -> None:
+        """Note that nothing is wrong with a part any more."""
+        if self._errors.pop(part, None) is not None and not self._errors:
             self._observe(StoreChanged(None))
             self.on_recovery()
 

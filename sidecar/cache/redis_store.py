@@ -79,19 +79,20 @@ class RedisStore:
 
     async def get(self, place: Place) -> bytes | None:
         """Return a record, None where there is none or Redis does not answer in time."""
+        owner, eras = place.owner, self._eras.current()
         try:
-            if place.owner is None:
+            if owner is None:
                 note = self._keys.note(place)
                 return await self._link.call(lambda redis: redis.get(note), self._timeout)
-            return await self._link.call(lambda redis: self._found(redis, place), self._timeout)
+            if eras is None or self._eras.is_forgetting(owner):
+                return None
+            key = self._keys.record(place, eras)
+            return await self._link.call(lambda redis: self._found(redis, owner, key), self._timeout)
         except StoreDownError:
             return None
 
-    async def _found(self, redis: RedisCache, place: Place) -> bytes | None:
-        owner, eras = place.owner, self._eras.current()
-        if owner is None or eras is None or self._eras.is_forgetting(owner):
-            return None
-        token, value = await redis.multi_get([self._keys.token(owner), self._keys.record(place, eras)])
+    async def _found(self, redis: RedisCache, owner: bytes, key: str) -> bytes | None:
+        token, value = await redis.multi_get([self._keys.token(owner), key])
         if token is None:
             await self._learn(redis, owner)
             return None

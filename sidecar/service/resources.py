@@ -1,5 +1,6 @@
 """What the upstream serves and the policy lets us keep: look up, decide, serve or fetch. One engine for all of it."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ ANSWER_MARGIN = 0.1
 BOOT_PATIENCE = 0.25
 """Seconds to wait for an upstream that was not heard of since the start, while usable stale data is at hand: a pod that
 restarts in an outage must answer within a second of its start. About ten times what a healthy one takes."""
+
+_UNAVAILABLE = frozenset({502, 503, 504})
 
 K = TypeVar("K", bound=Key)
 V = TypeVar("V", bound=Kept)
@@ -147,6 +150,18 @@ class Resources(Generic[K, V]):
 
     async def obtain(self, key: K, terms: Terms) -> Obtained[V]:
         """Decide by the stale table, and do it; raises `PromptError`, or `Diverted`."""
+        try:
+            return await self._obtain(key, terms)
+        except PromptError as error:
+            doubted_for = self._writes.doubted_for()
+            if not doubted_for or error.status not in _UNAVAILABLE or self._cache.peek(key) is None:
+                raise
+            if self._clock() + doubted_for >= terms.deadline_at:
+                raise
+            await asyncio.sleep(doubted_for)  # what is kept may then be trusted again, or is known to be void
+            return await self._obtain(key, terms)
+
+    async def _obtain(self, key: K, terms: Terms) -> Obtained[V]:
         entry = self.peek(key)
         now = self._clock()
         if self._cache.has_store and self._may_be_behind(entry, terms, now):

@@ -97,6 +97,10 @@ class Writes:
         self._doubted_before = self._epoch
         self._doubted_until = self._clock() + seconds
 
+    def doubted_for(self) -> float:
+        """Return for how many seconds more what is from before the last gap is not trusted."""
+        return max(0.0, self._doubted_until - self._clock())
+
     def is_void(self, owner: int | None, epoch: int) -> bool:
         """Return whether what was asked for at this epoch may have been overtaken by a write."""
         mark = self._marks.get(owner)
