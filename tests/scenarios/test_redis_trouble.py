@@ -1,10 +1,12 @@
 """Redis in trouble: serving goes on, and is never slower than a second for it; then Redis is filled again."""
 
 import asyncio
+import itertools
 import re
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,8 +16,18 @@ from typing import Any
 import pytest
 import trustme
 
+from sidecar.core.policy import Policy
 from sidecar.demo.reference.faults import Mode
-from tests.harness import Sidecar, eventually, reference, settings_for, sidecar_with
+from tests.harness import (
+    Exchange,
+    Sidecar,
+    eventually,
+    prompt_data,
+    raw_upstream,
+    reference,
+    settings_for,
+    sidecar_with,
+)
 from tests.redis_servers import Server, cluster, free_port, sentinel_pair, server
 from tests.scenarios.test_redis_shared import LONG, Group, change, group_of, store_at, styles, written
 
@@ -199,6 +211,48 @@ async def nothing_pending(sidecar: Sidecar) -> bool:
     async with sidecar.session.get(f"{sidecar.ops}/status") as response:
         group = (await response.json())["store"]["group"]
         return bool(group == {"connected": True, "pending": 0})
+
+
+# Killed in the middle of writes
+
+KILLS = 50
+
+
+async def stamps(exchange: Exchange) -> None:
+    """Answer with a document that says whose it is, and of when."""
+    await exchange.answer(prompt_data("{{ topic }}: {{ stamp }}", {"stamp": f"{exchange.user} {time.monotonic()}"}))
+
+
+async def is_right(sidecar: Sidecar, user: int) -> str:
+    """Ask, and check the answer against what the upstream said of itself; return how it was made."""
+    answer = await sidecar.ask(user=user)
+    _, whose, served_at = answer.prompt.split()
+    assert int(whose) == user
+    assert -0.2 <= time.monotonic() - float(served_at) - answer.age < 1.2, "Age is a whole number of seconds"
+    return answer.how
+
+
+async def test_however_often_redis_is_killed_no_answer_is_corrupt_and_no_age_is_lost() -> None:
+    brief = Policy(ttl=0.2, max_ttl=0.2, stale_while_revalidate=0, stale_if_error=5)
+    async with server("valkey", "--appendonly", "yes") as redis, raw_upstream(stamps) as upstream:
+        store = store_at(redis.url, timeout=0.05, reset_timeout=0.02, reconnect=0.02, loss_window=0.02)
+        settings = settings_for(upstream.url, policy=brief, store=store)
+        async with sidecar_with(settings) as one, sidecar_with(settings) as two:
+            users = itertools.cycle(range(1, 40))
+            found = []
+            for _ in range(KILLS):
+                asking = [asyncio.ensure_future(is_right(each, next(users))) for each in (one, two) * 10]
+                await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                await redis.kill()
+                found += await asyncio.gather(*asking)
+                await redis.start()
+            await eventually(partial(is_well_stamped, one))
+            assert {each.split(";")[1] for each in found} >= {" fwd=miss"}
+
+
+async def is_well_stamped(sidecar: Sidecar) -> bool:
+    await is_right(sidecar, next(_USERS))
+    return await store_error(sidecar) is None
 
 
 # Who may use Redis
