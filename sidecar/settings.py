@@ -410,6 +410,17 @@ class StoreSettings:
         size("1MiB", "1000GiB"),
         "of the file; beyond it the least recently used are dropped; an entry takes 1 to 3 KiB",
     )
+    encryption_key_file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "records are then encrypted (AES-256-GCM): a key a line, 32 bytes as base64; the first encrypts, all are "
+        "known, so that two of them rotate. Read at the start",
+    )
+    signing_key_file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "records are then signed, so that whoever can write to Redis cannot plant a template; keys as above",
+    )
     redis: RedisSettings = section(RedisSettings)
 
 
@@ -556,7 +567,16 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(path, other, "at most")
     if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
         yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
-    redis = settings.store.redis
+    yield from _of_the_store(settings.store)
+    if settings.ops.listen.overlaps(settings.listen):
+        yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")
+
+
+def _of_the_store(store: StoreSettings) -> Iterator[Contradiction]:
+    if store.encryption_key_file is not None and store.signing_key_file is not None:
+        both = ("store", "signing_key_file"), ("store", "encryption_key_file")
+        yield Contradiction(*both, "null, as what is encrypted cannot be forged either, with")
+    redis = store.redis
     if (redis.tls_cert_file is None) != (redis.tls_key_file is None):
         absent, given = ("tls_key_file", "tls_cert_file")[:: 1 if redis.tls_key_file is None else -1]
         yield Contradiction(("store", "redis", absent), ("store", "redis", given), "a file, with")
@@ -564,5 +584,3 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         yield Contradiction(("store", "redis", "url"), ("store", "redis", "mode"), "database 0, with")
     if redis.mode is RedisMode.SINGLE and len(redis.url.hosts) > 1:
         yield Contradiction(("store", "redis", "url"), ("store", "redis", "mode"), "one host, with")
-    if settings.ops.listen.overlaps(settings.listen):
-        yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")

@@ -7,6 +7,7 @@ from sidecar.cache.redis_group import BLOCK_SECONDS, RedisGroup
 from sidecar.cache.redis_keys import Keyspace
 from sidecar.cache.redis_link import CALL_SECONDS, RedisLink
 from sidecar.cache.redis_store import RedisStore
+from sidecar.cache.seals import Encrypted, KeyFileError, Seal, Signed, Summed, read_keys
 from sidecar.cache.tiered import Store
 from sidecar.core.retry import Rng
 from sidecar.service.ports import Clock, Observer
@@ -16,6 +17,20 @@ from sidecar.upstream.breaker import Breaker
 
 class StartError(OSError):
     """The sidecar cannot start here; says what and where."""
+
+
+def open_seal(settings: Settings) -> Seal:
+    """Return how records are closed; raises `StartError`."""
+    store = settings.store
+    try:
+        if store.encryption_key_file is not None:
+            return Encrypted(read_keys(store.encryption_key_file))
+        if store.signing_key_file is not None:
+            return Signed(read_keys(store.signing_key_file))
+    except KeyFileError as error:
+        key = "signing_key_file" if store.encryption_key_file is None else "encryption_key_file"
+        raise StartError(f"store.{key}: {error}.") from error
+    return Summed()
 
 
 async def open_store(

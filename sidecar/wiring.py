@@ -29,7 +29,7 @@ from sidecar.service.resources import Resources
 from sidecar.service.shadow import Shadow, ShadowRule
 from sidecar.service.writes import Writes
 from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
-from sidecar.stores import StartError, open_store
+from sidecar.stores import StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
@@ -128,13 +128,13 @@ async def open_core(
         clock=clock,
     )
     template_file = _template_file(settings, templates, observer)
-    boot = secrets.token_bytes(8)
+    boot, seal = secrets.token_bytes(8), open_seal(settings)
     store, group = await open_store(settings, boot, clock=clock, rng=rng, observer=observer)
     metrics.has_store(store)
     cache = TieredCache(
         memory,
         store,
-        Records(templates.get),
+        Records(templates.get, seal),
         namespace=upstream.url,
         boot=boot,
         clock=clock,

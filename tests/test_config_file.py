@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 
 from sidecar.config_file import ConfigError, Problem, default_path, load, shown
 from sidecar.core.policy import Policy, Strategy
+from sidecar.core.servers import RedisUrl, Word
 from sidecar.core.units import BaseUrl, Choice, Either, FilePath, Kind, ListenAddress, Names, Quantity, Whole
-from sidecar.settings import Address, LogLevel, PolicySettings, Settings, UpstreamSettings, contradictions, effective
+from sidecar.settings import (
+    Address,
+    LogLevel,
+    PolicySettings,
+    RedisMode,
+    Settings,
+    UpstreamSettings,
+    contradictions,
+    effective,
+)
 
 Write = Callable[[str | bytes], Path]
 DURATION = "with its unit (ms, s, m, h, d)"
@@ -451,6 +461,14 @@ def test_a_value_is_shown_short_and_on_one_line() -> None:
 # What is shown can be read again
 
 
+SOME: dict[type[Kind[Any]], list[str]] = {
+    FilePath: ["/etc/prompts.yaml", "a b/c", "./null"],
+    BaseUrl: ["http://a", "https://[::1]:1/b", "http://a-b.c:65535"],
+    RedisUrl: ["redis://a", "rediss://[::1]:1/5", "redis://a:1,b:2"],
+    Word: ["a", "a:b", "é", "1", "true"],
+}
+
+
 def values(kind: Kind[Any]) -> st.SearchStrategy[Any]:
     found: st.SearchStrategy[Any] = st.booleans()
     match kind:
@@ -468,10 +486,8 @@ def values(kind: Kind[Any]) -> st.SearchStrategy[Any]:
             found = st.builds(Address, st.sampled_from(["127.0.0.1", "::1", "localhost"]), st.integers(0, 65535))
         case Names():
             found = st.frozensets(st.from_regex(r"[a-z_. é-]{0,9}[a-z]", fullmatch=True), max_size=3)
-        case FilePath():
-            found = st.sampled_from(["/etc/prompts.yaml", "a b/c", "./null"]).map(Path)
-        case BaseUrl():
-            found = st.sampled_from(["http://a", "https://[::1]:1/b", "http://a-b.c:65535"])
+        case _ if type(kind) in SOME:
+            found = st.sampled_from(SOME[type(kind)]).map(kind.parse)
     return found
 
 
@@ -505,6 +521,17 @@ def in_agreement(found: Settings) -> Settings:
         policy=PolicySettings(default=right(found.policy.default), nodes=nodes),
         routes={path: right(policy) for path, policy in found.routes.items()},
         upstream=replace(found.upstream, templates_file=found.upstream.templates_file or Path("prompts.yaml")),
+        store=replace(
+            found.store,
+            signing_key_file=None,
+            redis=replace(
+                found.store.redis,
+                url=replace(found.store.redis.url, database=0),
+                mode=RedisMode.CLUSTER,
+                tls_cert_file=None,
+                tls_key_file=None,
+            ),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.prompt import Profile
+from sidecar.core.servers import RedisUrl
 from sidecar.settings import (
     Address,
     BreakerSettings,
@@ -21,6 +22,8 @@ from sidecar.settings import (
     OpsSettings,
     PolicySettings,
     ProxySettings,
+    RedisMode,
+    RedisSettings,
     RenderSettings,
     RetrySettings,
     RolloutSettings,
@@ -90,7 +93,32 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders"), Policy()
         ),
         proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0),
-        store=StoreSettings(kind=StoreKind.FILE, path=Path(".sidecar/cache.db"), max_bytes=256 * MIB),
+        store=StoreSettings(
+            kind=StoreKind.FILE,
+            path=Path(".sidecar/cache.db"),
+            max_bytes=256 * MIB,
+            encryption_key_file=None,
+            signing_key_file=None,
+            redis=RedisSettings(
+                url=RedisServers(is_tls=False, hosts=(("127.0.0.1", 6379),), database=0),
+                mode=RedisMode.SINGLE,
+                sentinel_service="mymaster",
+                username=None,
+                password_file=None,
+                sentinel_password_file=None,
+                tls_ca_file=None,
+                tls_cert_file=None,
+                tls_key_file=None,
+                prefix="prompt-sidecar",
+                timeout=0.05,
+                max_connections=16,
+                fail_max=5,
+                reset_timeout=1.0,
+                reconnect=0.5,
+                loss_window=1.0,
+                remember=900.0,
+            ),
+        ),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
         limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
@@ -149,6 +177,10 @@ def test_the_defaults_do_not_contradict_each_other() -> None:
     assert list(contradictions(Settings())) == []
 
 
+def with_redis(**given: Any) -> Settings:
+    return Settings(store=StoreSettings(redis=RedisSettings(**given)))
+
+
 @pytest.mark.parametrize(
     ("settings", "path", "other"),
     [
@@ -187,6 +219,36 @@ def test_the_defaults_do_not_contradict_each_other() -> None:
             ("ops", "listen"),
             ("listen",),
             id="two listeners on one address",
+        ),
+        pytest.param(
+            Settings(store=StoreSettings(encryption_key_file=Path("a"), signing_key_file=Path("b"))),
+            ("store", "signing_key_file"),
+            ("store", "encryption_key_file"),
+            id="records signed and encrypted",
+        ),
+        pytest.param(
+            with_redis(tls_cert_file=Path("a")),
+            ("store", "redis", "tls_key_file"),
+            ("store", "redis", "tls_cert_file"),
+            id="a certificate without its key",
+        ),
+        pytest.param(
+            with_redis(tls_key_file=Path("a")),
+            ("store", "redis", "tls_cert_file"),
+            ("store", "redis", "tls_key_file"),
+            id="a key without its certificate",
+        ),
+        pytest.param(
+            with_redis(url=RedisUrl().parse("redis://a/1"), mode=RedisMode.CLUSTER),
+            ("store", "redis", "url"),
+            ("store", "redis", "mode"),
+            id="a database in a cluster",
+        ),
+        pytest.param(
+            with_redis(url=RedisUrl().parse("redis://a,b")),
+            ("store", "redis", "url"),
+            ("store", "redis", "mode"),
+            id="two single servers",
         ),
     ],
 )

@@ -7,27 +7,19 @@ from typing import NamedTuple
 
 import msgspec
 
+from sidecar.cache.seals import RecordError, Seal, Summed
 from sidecar.core.model import Document, Key, PromptKey, RouteKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.prompt import CompiledTemplate, RenderOptions, TemplateRejected, Undefined
 
 MAGIC = b"PSR"
 VERSION = 1
 """The schema; a record of another one is dropped, for it can be fetched again."""
-CHECKSUM_BYTES = 16
-"""Of blake2b over key and content: it misses no torn sector, as a CRC may, and binds the record to its key."""
+_HEAD = MAGIC + bytes([VERSION])
 LARGEST = 16 * 1024 * 1024
 """Bytes that a record may unpack to: a bomb is no record."""
 LEVEL = 1
 """zlib's fastest: templates and settings are text, and shrink by half to two thirds even so."""
 KEY_BYTES = 32
-
-
-class RecordError(Exception):
-    """A record cannot be used; `reason`: version, checksum, shape or template."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Place(NamedTuple):
@@ -90,24 +82,22 @@ Compile = Callable[[str, RenderOptions], CompiledTemplate]
 class Records:
     """Entries as bytes and back; templates are admitted and compiled again on the way back (contract §4 promise 9)."""
 
-    def __init__(self, compile_source: Compile) -> None:
+    def __init__(self, compile_source: Compile, seal: Seal | None = None) -> None:
         self._compile = compile_source
+        self._seal: Seal = seal or Summed()
 
     def encode(self, key: bytes, stored: Stored) -> bytes:
         """Return the record of a key's entry."""
         record = _Record(stored.fetched_at, stored.spread, stored.boot, stored.epoch, _plain(stored.kept))
-        content = MAGIC + bytes([VERSION]) + zlib.compress(_encoder.encode(record), LEVEL)
-        return content + _checksum(key, content)
+        return self._seal.close(key, _HEAD + zlib.compress(_encoder.encode(record), LEVEL))
 
     def decode(self, key: bytes, data: bytes) -> Stored:
         """Return what a record holds; raises `RecordError`."""
-        if data[: len(MAGIC)] == MAGIC and data[len(MAGIC) : len(MAGIC) + 1] not in {b"", bytes([VERSION])}:
+        content = self._seal.open(key, data)
+        if not content.startswith(_HEAD):
             raise RecordError("version")
-        content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-        if not content.startswith(MAGIC) or checksum != _checksum(key, content):
-            raise RecordError("checksum")
         try:
-            record = _decoder.decode(_unpacked(content[len(MAGIC) + 1 :]))
+            record = _decoder.decode(_unpacked(content[len(_HEAD) :]))
         except (msgspec.MsgspecError, UnicodeDecodeError, zlib.error, RecursionError) as error:
             raise RecordError("shape") from error
         try:
@@ -115,6 +105,14 @@ class Records:
         except (TemplateRejected, ValueError) as error:
             raise RecordError("template") from error
         return Stored(kept, record.fetched_at, record.spread, record.boot, record.epoch)
+
+    def close_note(self, key: bytes, text: str) -> bytes:
+        """Return a word about the store, closed like a record: nobody else shall choose it."""
+        return self._seal.close(key, text.encode())
+
+    def open_note(self, key: bytes, data: bytes) -> str:
+        """Return the word; raises `RecordError`."""
+        return self._seal.open(key, data).decode("utf-8", "replace")
 
     def _kept(self, plain: _Document | _Settings | _Answer) -> Document | UserSettings | StaticAnswer:
         match plain:
@@ -165,10 +163,6 @@ def _unpacked(data: bytes) -> bytes:
     if not unpacker.eof or unpacker.unused_data:
         raise zlib.error("cut short, or too large")
     return content
-
-
-def _checksum(key: bytes, content: bytes) -> bytes:
-    return blake2b(content, digest_size=CHECKSUM_BYTES, key=key, person=b"prompt-sidecar").digest()
 
 
 def place_of(namespace: str, key: Key) -> Place:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from sidecar.cache.memory import MemoryCache
-from sidecar.cache.records import Place, RecordError, Records, Stored, node_tag, note_place, owner_tag, place_of
+from sidecar.cache.records import Place, Records, Stored, node_tag, note_place, owner_tag, place_of
+from sidecar.cache.seals import RecordError
 from sidecar.core.events import RecordDropped, StoreLookup
 from sidecar.core.model import Entry, Key
 from sidecar.service.ports import Clock, Observer, Recalled
@@ -169,14 +170,21 @@ class TieredCache:
     def note(self, name: str, value: str) -> None:
         """Keep a word about what the store was filled from."""
         if self._store is not None:
-            self._store.put(
-                note_place(self._namespace, name), value.encode(), fetched_at=self._wall(), ttl=NOTE_SECONDS
-            )
+            place = note_place(self._namespace, name)
+            note = self._records.close_note(place.key, value)
+            self._store.put(place, note, fetched_at=self._wall(), ttl=NOTE_SECONDS)
 
     async def noted(self, name: str) -> str | None:
         """Return that word, None where there is none."""
-        data = await self._store.get(note_place(self._namespace, name)) if self._store is not None else None
-        return None if data is None else data.decode("utf-8", "replace")
+        if self._store is None:
+            return None
+        place = note_place(self._namespace, name)
+        data = await self._store.get(place)
+        try:
+            return None if data is None else self._records.open_note(place.key, data)
+        except RecordError as error:
+            self._observe(RecordDropped(error.reason))
+            return None
 
     def _place(self, key: Key) -> Place:
         return place_of(self._namespace, key)

@@ -2,9 +2,12 @@
 
 import sqlite3
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +302,61 @@ async def test_what_is_invalidated_by_hand_is_not_brought_back_by_a_restart(upst
         assert (await sidecar.ask(12)).status == 503
     async with clocks.sidecar(upstream, shelf) as sidecar:
         assert (await sidecar.ask(12)).status == 503
+
+
+def sealed(shelf: Shelf, folder: Path, kind: str, *keys: bytes) -> Shelf:
+    """Return the same shelf for a sidecar that has these keys."""
+    path = folder / "keys"
+    path.write_text("".join(f"{key.hex()}\n" for key in keys))
+    other = copy(shelf)
+    named: dict[str, Any] = {f"{kind}_key_file": path}
+    other.settings = replace(shelf.settings, **named)
+    return other
+
+
+OLD, NEW = b"o" * 32, b"n" * 32
+
+
+@pytest.mark.parametrize("kind", ["encryption", "signing"])
+async def test_keys_rotate_and_a_stranger_plants_nothing(
+    upstream: Reference, shelf: Shelf, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    clocks, folder = Clocks(), tmp_path_factory.mktemp("keys")
+    async with clocks.sidecar(upstream, sealed(shelf, folder, kind, OLD)) as sidecar:
+        prompt = (await sidecar.ask()).prompt
+    upstream.fails(Mode.UNAVAILABLE)
+    async with clocks.sidecar(upstream, sealed(shelf, folder, kind, NEW, OLD)) as sidecar:
+        assert (await sidecar.ask()).prompt == prompt
+    async with clocks.sidecar(upstream, sealed(shelf, folder, kind, NEW)) as sidecar:
+        assert (await sidecar.ask()).status == 503
+        assert 'records_dropped_total{reason="key"}' in await sidecar.metrics()
+        upstream.fails(Mode.NONE)
+        assert (await sidecar.ask()).prompt == prompt
+    upstream.fails(Mode.UNAVAILABLE)
+    async with clocks.sidecar(upstream, sealed(shelf, folder, kind, NEW)) as sidecar:
+        assert (await sidecar.ask()).prompt == prompt, "filled again"
+    upstream.fails(Mode.NONE)
+    async with clocks.sidecar(upstream, shelf) as sidecar:  # one without keys can write there, too
+        await sidecar.ask(2)
+        await sidecar.ask()
+    upstream.fails(Mode.UNAVAILABLE)
+    async with clocks.sidecar(upstream, sealed(shelf, folder, kind, NEW)) as sidecar:
+        assert [(await sidecar.ask(user)).status for user in (1, 2)] == [503, 503]
+        assert 'records_dropped_total{reason="seal"}' in await sidecar.metrics()
+
+
+async def test_what_is_encrypted_is_not_to_be_read_in_the_store(
+    shelf: Shelf, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    long = "canary-" + "".join(map(str, range(2000)))  # shrinks little
+    closed = sealed(shelf, tmp_path_factory.mktemp("keys"), "encryption", NEW)
+    async with reference(templates={"explain": long}) as upstream, Clocks().sidecar(upstream, closed) as sidecar:
+        assert (await sidecar.ask()).prompt == long
+    content = await shelf.content()
+    assert len(content) > 1000
+    assert b"canary" not in content
+    assert zlib.compress(b"canary-0123456")[2:8] not in content
+    assert b"prompt-data" not in content
 
 
 @pytest.mark.parametrize("kind", ["file", "redis"])
