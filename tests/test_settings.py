@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.prompt import Profile
-from sidecar.core.servers import RedisUrl
+from sidecar.core.servers import RedisServers, RedisUrl
 from sidecar.settings import (
     Address,
     BreakerSettings,

@@ -23,9 +23,9 @@ from sidecar.service.ports import Clock, Observer
 
 STREAM_LENGTH = 10_000
 """Messages that stay in the stream, about: minutes of a busy group's."""
-BLOCK_SECONDS = 0.5
+BLOCK_SECONDS = 2.0
 """How long one reading of the stream waits for a message."""
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 30.0
 """Between two looks at whether the stream and the eras are still those that we know: FLUSHALL breaks no connection."""
 MOST_IN_ONE = 1_000
 """Changes in one message, and changes that may wait; with more waiting, all is made void instead."""
