@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help run test check unit bench lock docs clean
+.PHONY: help run test check unit bench scaling lock docs clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ unit: $(VENV)/.dev ## Run the tests with branch coverage.
 
 bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler.
 	$(BIN)/python -m benchmarks.fresh_hit
+
+scaling: $(VENV)/.dev ## Measure what Redis pays for a group, and simulate groups of up to 10,000 pods.
+	$(BIN)/python -m benchmarks.scaling
 
 docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, the tables in docs/architecture.md.
 	$(BIN)/python -m sidecar.docgen

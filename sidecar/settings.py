@@ -384,6 +384,11 @@ class RedisSettings:
         "after a gap in the subscription nothing from before is trusted for this long, unless confirmed: twice "
         "`reconnect`, so that the others have said again what Redis may have lost",
     )
+    gather: float = setting(
+        0.1,
+        duration("0s", "500ms"),
+        "the pause after messages were read, so that a storm is read in few pieces; 400ms for thousands of pods",
+    )
     remember: float = setting(
         900.0,
         duration("0s", "1d"),

@@ -90,6 +90,7 @@ def _redis(
         node_tag=lambda node: node_tag(namespace, node),
         reconnect=redis.reconnect,
         loss_window=redis.loss_window,
+        gather=redis.gather,
         remember=redis.remember,
         timeout=redis.timeout,
         clock=clock,

@@ -116,6 +116,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
                 reset_timeout=1.0,
                 reconnect=0.5,
                 loss_window=1.0,
+                gather=0.1,
                 remember=900.0,
             ),
         ),

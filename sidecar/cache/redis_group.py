@@ -86,6 +86,7 @@ class RedisGroup:
         node_tag: Callable[[str], bytes],
         reconnect: float,
         loss_window: float,
+        gather: float,
         remember: float,
         timeout: float,
         clock: Clock,
@@ -102,6 +103,7 @@ class RedisGroup:
         self._node_tag = node_tag
         self._reconnect = reconnect
         self._loss_window = loss_window
+        self._gather = gather
         self._remember = remember
         self._timeout = timeout
         self._clock = clock
@@ -324,6 +326,8 @@ class RedisGroup:
         if now - self._looked_at >= LOOK_SECONDS:
             await self._look()
         self._heard_at = now
+        if answer:
+            await asyncio.sleep(self._gather)
 
     def _take(self, sender: bytes, content: bytes) -> None:
         """Apply one message of another's; one that is no message of ours changes nothing but a count."""

@@ -73,7 +73,7 @@ async def redis() -> AsyncIterator[Server]:
 
 @asynccontextmanager
 async def member_of(redis: Server, name: bytes, **given: Any) -> AsyncIterator[Member]:
-    options = {"timeout": 1.0, "reconnect": 0.02, "loss_window": 0.5, "reset_timeout": 0.05, **given}
+    options = {"timeout": 1.0, "reconnect": 0.02, "loss_window": 0.5, "gather": 0.001, "reset_timeout": 0.05, **given}
     settings = Settings(
         store=StoreSettings(kind=StoreKind.REDIS, redis=RedisSettings(url=RedisUrl().parse(redis.url), **options))
     )

@@ -20,7 +20,14 @@ LONG = Policy(ttl=600, max_ttl=600, stale_while_revalidate=0, stale_if_error=600
 
 
 def store_at(url: str, **redis: Any) -> StoreSettings:
-    given = {"url": RedisUrl().parse(url), "timeout": 0.5, "reconnect": 0.05, "loss_window": 0.1, **redis}
+    given = {
+        "url": RedisUrl().parse(url),
+        "timeout": 0.5,
+        "reconnect": 0.05,
+        "loss_window": 0.1,
+        "gather": 0.01,
+        **redis,
+    }
     return StoreSettings(kind=StoreKind.REDIS, redis=RedisSettings(**given))
 
 
