@@ -25,8 +25,9 @@ STREAM_LENGTH = 10_000
 """Messages that stay in the stream, about: minutes of a busy group's."""
 BLOCK_SECONDS = 2.0
 """How long one reading of the stream waits for a message."""
-LOOK_SECONDS = 30.0
-"""Between two looks at whether the stream and the eras are still those that we know: FLUSHALL breaks no connection."""
+LOOK_SECONDS = 2.0
+"""Between two looks at whether the stream and the eras are still those that we know: FLUSHALL breaks no connection, and
+redis makes a new one by itself where an idle one was broken."""
 MOST_IN_ONE = 1_000
 """Changes in one message, and changes that may wait; with more waiting, all is made void instead."""
 MOST_REMEMBERED = 10_000
@@ -301,13 +302,7 @@ class RedisGroup:
         await self._read_eras()
         if not self._last:
             self._last = await self._newest()
-        else:
-            if not await self._still_there(self._last):
-                length = await self._reader.xlen(self._keys.changes)
-                if length >= STREAM_LENGTH or self._clock() - self._heard_at > self._remember:
-                    self._to.lost_track()
-                self._last = b"0-0"
-                self._say_again(self._remember)
+        elif not await self._lost_data():
             self._doubt()
         self._is_connected = True
         self._heard_at = self._clock()
@@ -358,10 +353,19 @@ class RedisGroup:
     async def _look(self) -> None:
         """Find out whether Redis has lost its data though the connection held."""
         await self._read_eras()
-        if not await self._still_there(self._last):
-            self._last = await self._newest()
-            self._say_again(self._remember)
-            self._doubt()
+        await self._lost_data()
+
+    async def _lost_data(self) -> bool:
+        """Find out whether the message that was read last is gone; if so, begin anew with what there is."""
+        if await self._reader.xrange(self._keys.changes, self._last, self._last, count=1):
+            return False
+        length = await self._reader.xlen(self._keys.changes)
+        if length >= STREAM_LENGTH or self._clock() - self._heard_at > self._remember:
+            self._to.lost_track()
+        self._last = b"0-0" if length else await self._newest()
+        self._say_again(self._remember)
+        self._doubt()
+        return True
 
     def _doubt(self) -> None:
         self._doubted_until = self._clock() + self._loss_window
@@ -392,9 +396,6 @@ class RedisGroup:
         fields = {_FROM: self._sender.encode(), _FIELD: _encoder.encode([])}
         hello: bytes = await self._reader.xadd(self._keys.changes, fields)
         return hello
-
-    async def _still_there(self, number: bytes) -> bool:
-        return bool(await self._reader.xrange(self._keys.changes, number, number, count=1))
 
     @property
     def _to(self) -> Listener:

@@ -65,6 +65,12 @@ class Member:
         await eventually(heard_all)
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_group, "BLOCK_SECONDS", 0.05)
+    monkeypatch.setattr(redis_group, "LOOK_SECONDS", 0.0)
+
+
 @pytest.fixture
 async def redis() -> AsyncIterator[Server]:
     async with server() as found:
@@ -317,11 +323,6 @@ async def test_a_message_that_is_none_of_ours_is_counted_and_the_next_is_heard(
 # Gaps
 
 
-async def cut(redis: Server) -> None:
-    """Break all connections to the server."""
-    await redis.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-
 async def reconnected(member: Member) -> None:
     async def doubted() -> bool:
         await asyncio.sleep(0)
@@ -349,7 +350,8 @@ async def is_told(member: Member) -> bool:
 async def test_after_a_gap_there_is_doubt_for_the_loss_window_and_no_record_is_trusted(redis: Server) -> None:
     async with two_of(redis) as (one, two):
         await one.fetches(EXPLAIN, b"record")
-        await cut(redis)
+        async with away(two):
+            pass
         await reconnected(two)
         assert two.doubts == [0.5]
         assert await two.store.get(EXPLAIN) is None, "its invalidation may be on its way"
@@ -361,8 +363,8 @@ async def test_redis_that_lost_its_data_is_told_again_and_who_heard_it_does_not_
     async with two_of(redis) as (one, two):
         await one.group.tell(WriteEnded(1, ""))
         await two.hears(WriteEnded(1, ""))
-        await redis.client.flushall()
-        await cut(redis)
+        async with away(one), away(two):
+            await redis.client.flushall()
         await reconnected(one)
         await reconnected(two)
         async with member_of(redis, b"three") as three:
@@ -373,30 +375,38 @@ async def test_redis_that_lost_its_data_is_told_again_and_who_heard_it_does_not_
             assert two.lost == 0
 
 
+@asynccontextmanager
+async def away(member: Member) -> AsyncIterator[None]:
+    """Cut a member off, until the block ends."""
+    group, gone, may_return = member.group, asyncio.Event(), asyncio.Event()
+    catch_up = group._catch_up
+
+    async def is_cut() -> None:
+        raise ConnectionError("cut")
+
+    async def returns() -> None:
+        gone.set()
+        await may_return.wait()
+        await catch_up()
+
+    group._hear = is_cut  # type: ignore[method-assign]
+    group._catch_up = returns  # type: ignore[method-assign]
+    await gone.wait()
+    yield
+    del group._hear, group._catch_up
+    may_return.set()
+
+
 async def test_who_was_away_hears_what_is_said_again(redis: Server) -> None:
     """The message came while the reader was away, and Redis then lost it: its sender says it again."""
     async with two_of(redis) as (one, two):
-        held = asyncio.Event()
-        catch_up = two.group._catch_up
-
-        async def late() -> None:
-            await held.wait()
-            await catch_up()
-
-        two.group._catch_up = late  # type: ignore[method-assign]
-        await cut(redis)
-        await reconnected(one)
-        await one.group.tell(WriteEnded(1, ""))
-        await redis.client.flushall()
-        await cut(redis)
-        held.set()
+        async with away(two):
+            await one.group.tell(WriteEnded(1, ""))
+            await redis.client.flushall()
         await two.hears(WriteEnded(1, ""))
 
 
-async def test_data_lost_behind_a_connection_that_holds_is_noticed(
-    redis: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_group, "LOOK_SECONDS", 0.0)
+async def test_data_lost_behind_a_connection_that_holds_is_noticed(redis: Server) -> None:
     async with two_of(redis) as (one, two):
         await redis.client.flushall()
         await reconnected(two)
@@ -409,12 +419,12 @@ async def test_who_was_away_for_too_much_to_be_read_again_trusts_nothing(
 ) -> None:
     monkeypatch.setattr(redis_group, "STREAM_LENGTH", 100)
     async with two_of(redis) as (one, two):
-        two.group._last = b"1-1"  # long trimmed
-        for _ in range(100):
-            await redis.client.xadd(one.group._keys.changes, {b"from": b"x", b"m": msgspec.msgpack.encode([])})
-        two.group._last = b"1-1"
-        await cut(redis)
+        async with away(two):
+            for _ in range(150):
+                await redis.client.xadd(one.group._keys.changes, {b"from": b"x", b"m": msgspec.msgpack.encode([])})
+            await redis.client.xtrim(one.group._keys.changes, maxlen=100, approximate=False)
         await lost_track(two)
+        assert one.lost == 0
 
 
 async def lost_track(member: Member) -> None:
@@ -429,10 +439,9 @@ async def test_who_was_away_for_longer_than_others_remember_trusts_nothing_if_re
     redis: Server,
 ) -> None:
     async with member_of(redis, b"one", remember=60.0) as one:
-        await redis.client.flushall()
-        one.clock.advance(61.0)
-        one.group._heard_at = one.clock.now - 61.0
-        await cut(redis)
+        async with away(one):
+            await redis.client.flushall()
+            one.clock.advance(61.0)
         await lost_track(one)
 
 
