@@ -1,6 +1,7 @@
 """What an entry takes in memory: resident memory of a process that keeps nothing else, and what the cache counts.
 
-Each case runs in a fresh process: 100,000 users of six nodes with ten settings each. `make bench` runs it.
+Each case runs in a fresh process: 100,000 users of six nodes with ten settings each, a fifth of them where little is
+shared. `make bench` runs it.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
@@ -34,10 +35,13 @@ SETTINGS = (
     "question_formats",
     "question_purpose",
 )
-WORDS = (
-    "step-by-step progression from fundamentals to advanced concepts with practical and theoretical understanding of "
-    "causal relationships key definitions worked examples common mistakes deeper connections clear structure"
-).split()
+PHRASES = (
+    "step-by-step progression from fundamentals",
+    "advanced concepts with practical understanding",
+    "causal relationships and key definitions",
+    "worked examples of common mistakes",
+    "deeper connections and a clear structure",
+)
 CHOICES = 8  # values of a setting, as the service's profiles offer them
 CONFIRMED = 1e6  # an instant
 PROSE = "Work through the material step by step, and say why each step holds. "
@@ -47,9 +51,8 @@ Draw = Callable[[Chance, str], str]
 
 
 def text(chance: Chance) -> str:
-    """Return a value about as long as a real one: 20 to 200 characters, 85 as a rule."""
-    words = chance.choices(WORDS, k=chance.choice((2, 5, 7, 8, 10, 20)))
-    return " ".join(words)
+    """Return a value about as long as a real one: 35 to 210 characters, 80 on average."""
+    return ", ".join(chance.choices(PHRASES, k=chance.choice((1, 1, 1, 2, 2, 5))))
 
 
 def from_vocabulary(chance: Chance) -> Draw:
@@ -63,10 +66,18 @@ def unlike_any_other(chance: Chance) -> Draw:  # noqa: ARG001 - the way of the o
     return lambda chance, name: f"{text(chance)} {chance.getrandbits(48):012x} of {name}"
 
 
-CASES: dict[str, tuple[Callable[[Chance], Draw], bool]] = {
-    "a shared vocabulary": (from_vocabulary, True),
-    "a shared vocabulary, other settings for each node": (from_vocabulary, False),
-    "values that nobody shares": (unlike_any_other, False),
+class Case(NamedTuple):
+    """What arrives: whose values, whether all nodes of a user have the same, and for which part of the users."""
+
+    values: Callable[[Chance], Draw]
+    same_for_all_nodes: bool
+    part: int
+
+
+CASES = {
+    "a shared vocabulary": Case(from_vocabulary, same_for_all_nodes=True, part=1),
+    "a shared vocabulary, other settings for each node": Case(from_vocabulary, same_for_all_nodes=False, part=5),
+    "values that nobody shares": Case(unlike_any_other, same_for_all_nodes=False, part=5),
 }
 
 
@@ -87,15 +98,14 @@ def templates() -> dict[str, CompiledTemplate]:
 
 def arrivals(case: str, users: int) -> Iterator[tuple[PromptKey, Entry[Document]]]:
     """Yield entries as fetches bring them: each decoded by itself, so that nothing is shared by accident."""
-    chance = Chance(case)  # noqa: S311 - the same in every run
-    of_vocabulary, same_for_all_nodes = CASES[case]
-    draw = of_vocabulary(chance)
+    chance = Chance(case)
+    draw = CASES[case].values(chance)
     decode = msgspec.json.Decoder(dict[str, str]).decode
     compiled, policy = templates(), Policy()
     for user in range(users):
         body = b""
         for n, node in enumerate(NODES):
-            if not (same_for_all_nodes and body):
+            if not (CASES[case].same_for_all_nodes and body):
                 body = msgspec.json.encode({name: draw(chance, name) for name in SETTINGS})
             document = Document.of(
                 compiled[node],
@@ -111,11 +121,12 @@ def arrivals(case: str, users: int) -> Iterator[tuple[PromptKey, Entry[Document]
 def measure(case: str, users: int, max_bytes: int) -> dict[str, Any]:
     """Keep a case's entries in this process, and return what they take; bytes."""
     process = psutil.Process()
+    users //= CASES[case].part
     cache = MemoryCache(max_entries=users * len(NODES), max_bytes=max_bytes, clock=lambda: CONFIRMED)
     gc.collect()
     before = process.memory_info().rss
     for offered, (key, entry) in enumerate(arrivals(case, users), 1):
-        cache._keep(key, entry, 4500.0)
+        cache._keep(key, entry, 4500.0)  # noqa: SLF001 - `set` without a loop
         if sys.stderr.isatty() and offered % 6000 == 0:
             done = offered / (users * len(NODES))
             print(f"\r  [{'#' * round(30 * done):30}] {done:4.0%}  {case}", end="", file=sys.stderr, flush=True)
@@ -152,7 +163,7 @@ def main() -> None:
     for case in CASES:
         command = [sys.executable, "-m", "benchmarks.memory", "--case", case]
         command += ["--users", str(arguments.users), "--max-bytes", str(arguments.max_bytes)]
-        child = subprocess.run(command, check=True, stdout=subprocess.PIPE)  # noqa: S603 - this very program
+        child = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         results.append(json.loads(child.stdout))
         if not arguments.json:
             _show(results[-1])

@@ -1,7 +1,7 @@
-"""The memory tier: least-recently-used, bounded by entries and by bytes; what entries share is kept and counted once."""
+"""The memory tier: least-recently-used, bounded by entries and by bytes; what entries share is kept once."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aiocache.base import BaseCache
@@ -55,9 +55,9 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         """What the entries take, about; what they share is counted once."""
         return self._own_bytes + self._live_bytes + self._shared.bytes
 
-    def keys(self) -> tuple[Any, ...]:
-        """Return the keys, the least recently used first."""
-        return (*self._packed, *self._live)
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the keys that are there now, the least recently used first."""
+        return iter((*self._packed, *self._live))
 
     def peek(self, key: Any) -> Entry[Any] | None:
         """Return the key's entry, without an await."""
@@ -65,7 +65,8 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         if slot is None:
             return self._peek_packed(key)
         if slot.expires_at is not None and self._clock() > slot.expires_at:
-            return self._missed(key)
+            self._miss(key)
+            return None
         self._live.move_to_end(key)
         self.hits += 1
         return slot.entry
@@ -73,7 +74,8 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     def _peek_packed(self, key: Any) -> Entry[Any] | None:
         slot = self._packed.get(key)
         if slot is None or (slot.expires_at is not None and self._clock() > slot.expires_at):
-            return self._missed(key)
+            self._miss(key)
+            return None
         entry = slot.wake()
         del self._packed[key]
         self._live[slot.key] = slot
@@ -82,7 +84,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         self.hits += 1
         return entry
 
-    def _missed(self, key: Any) -> None:
+    def _miss(self, key: Any) -> None:
         if self._remove(key):
             self.evictions["expired"] += 1
         self.misses += 1
@@ -90,8 +92,8 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     def _keep(self, key: Key, entry: Entry[Any], ttl: float | None) -> bool:
         slot = pack(key, entry, None if ttl is None else self._clock() + ttl, self._shared)
         self._remove(key)  # also where the new one is refused: what it would have replaced is older
-        grown = self.bytes + slot.own_bytes() + slot.live_bytes
-        if grown > self._max_bytes and slot.alone_bytes() > self._max_bytes:
+        most = slot.own_bytes() + slot.live_bytes + self._shared.bytes  # what it shares is a part of all that is shared
+        if most > self._max_bytes and slot.alone_bytes() > self._max_bytes:
             slot.give_back(self._shared)
             self.evictions["too_large"] += 1
             return False

@@ -11,12 +11,12 @@ import msgspec
 
 from sidecar.cache.shared import Shared
 from sidecar.cache.sizes import answer_bytes, live_bytes, shared_bytes, text_bytes
-from sidecar.core.model import Document, Entry, Kept, Key, PromptKey, StaticAnswer, UserSettings
+from sidecar.core.model import Document, Entry, Kept, Key, PromptKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import CompiledTemplate
 
-PACKED_OVERHEAD = 448
-"""Bytes of a packed entry without what it shares: key, slot, floats, its place in the queue (measured: 360 to 420)."""
+PACKED_OVERHEAD = 496
+"""Bytes of a packed entry without what it shares: key, slot, floats, its place in the queue (measured: 400 to 480)."""
 DOCUMENT_OVERHEAD = 80
 """Bytes more for a document's fields."""
 
@@ -47,7 +47,7 @@ class Packed(msgspec.Struct, gc=False, kw_only=True):
 
     def own_bytes(self) -> int:
         """Return about what it takes at rest, without what it shares."""
-        if isinstance(self.key, PromptKey):
+        if isinstance(self.key, PromptKey | SettingsKey):
             return PACKED_OVERHEAD
         texts = (part for part in self.key if isinstance(part, str)) if isinstance(self.key, tuple) else ()
         return PACKED_OVERHEAD + sum(map(text_bytes, texts))

@@ -15,8 +15,8 @@ TEMPLATE_FACTOR = 10
 
 The densest counts, because a bound must hold; a template is counted once, so it costs little.
 """
-SHARED_OVERHEAD = 80
-"""Bytes of what is looked up by its content: its place in a table (30 to 60) and the allocator's rounding."""
+SHARED_OVERHEAD = 112
+"""Bytes of what is looked up by its content: its place in a table (60 to 120) and the allocator's rounding."""
 _TEXT = 49  # bytes of an empty str
 _WIDE_TEXT = 76  # of an empty one that is not ASCII
 
@@ -74,7 +74,7 @@ def _pair_bytes(name: str, value: str) -> int:
 
 
 def _document_bytes(document: Document) -> int:
-    mappings = sum(map(getsizeof, (document.settings, document.static, document.used)))
+    mappings = sum(map(getsizeof, (document.settings, document.static, document.used, document.required)))
     filled = document.static.filled
     if filled is not None:
         mappings += getsizeof(filled) + getsizeof(filled.pieces) + getsizeof(filled.holes) + 128 * len(filled.holes)
