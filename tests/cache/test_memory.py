@@ -125,7 +125,7 @@ async def test_as_many_make_room_as_the_bytes_need() -> None:
     cache = cache_of(max_bytes=room)
     await fill(cache, [1, 2, 3])
     assert users_in(cache) == [1, 2, 3]
-    await cache.set(key_of(4), entry(style="x" * (at_rest // 2 + live)))
+    await cache.set(key_of(4), entry(style="x" * live))
     assert (users_in(cache), cache.evictions["bytes"]) == ([3, 4], 2)
     assert cache.bytes <= room
 
@@ -370,6 +370,7 @@ def test_to_look_up_to_keep_and_to_make_room_cost_the_same_however_many_there_ar
     def costs(entries: int) -> list[int]:
         clock = ManualClock()
         cache = cache_of(max_entries=entries, max_bytes=1 << 40, clock=clock)
+        cache._max_live_bytes = 0  # all but one at rest
         for user in range(entries):
             cache._keep(key_of(user), kept, 60)
         cache.peek(key_of(entries - 1))

@@ -78,7 +78,7 @@ def test_a_million_distinct_keys_stay_within_max_bytes_and_the_stated_overhead(
     ("kind", "count", "length"),
     [("document", 0, 0), ("document", 1, 0), ("document", 10, 80), ("document", 40, 20), ("settings", 10, 80)],
 )
-def test_the_bytes_counted_are_those_taken_or_up_to_two_thirds_more(
+def test_the_bytes_counted_are_those_taken_or_up_to_four_fifths_more(
     kind: str, count: int, length: int, letter: str, own: bool, at_rest: bool
 ) -> None:
     cache = MemoryCache(max_entries=10_000, max_bytes=1 << 40, clock=lambda: 1e6)
@@ -100,4 +100,5 @@ def test_the_bytes_counted_are_those_taken_or_up_to_two_thirds_more(
         taken = tracemalloc.get_traced_memory()[0] - start
     finally:
         tracemalloc.stop()
-    assert 1.0 <= (cache.bytes - before) / taken <= 1.67
+    counted = cache.bytes - before
+    assert 1.0 <= counted / taken <= 1.8  # the most where many short texts, or texts beyond ASCII, are not shared
