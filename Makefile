@@ -42,8 +42,9 @@ unit: $(VENV)/.dev ## Run the tests with branch coverage.
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 	$(BIN)/coverage report --include='sidecar/core/*' --fail-under=100
 
-bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler.
+bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler, and measure what an entry takes in memory.
 	$(BIN)/python -m benchmarks.fresh_hit
+	$(BIN)/python -m benchmarks.memory
 
 scaling: $(VENV)/.dev ## Measure what Redis pays for a group, and simulate groups of up to 10,000 pods.
 	$(BIN)/python -m benchmarks.scaling

@@ -318,7 +318,11 @@ class CacheSettings:
     """The cache in memory; whichever bound is met first evicts the least recently used."""
 
     max_entries: int = setting(100_000, Whole(1, 100_000_000), "one per user and node: 5,000 users of 20 nodes each")
-    max_bytes: int = setting(64 * MIB, size("1KiB", "1GiB"), "fits into a pod limited to 256 MiB, with the rest")
+    max_bytes: int = setting(
+        64 * MIB,
+        size("1KiB", "1GiB"),
+        "some 95,000 entries of a shared vocabulary; fits into a pod limited to 256 MiB, with the rest",
+    )
 
 
 class StoreKind(StrEnum):

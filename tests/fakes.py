@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from sidecar.cache.memory import MemoryCache
@@ -44,8 +45,9 @@ class Still:
         return (a + b) / 2
 
 
+@cache
 def compiled(source: str, *, undefined: Undefined = Undefined.STRICT, autoescape: bool = False) -> CompiledTemplate:
-    """Compile a template as its arrival would."""
+    """Compile a template as its arrival would: the same source once."""
     options = RenderOptions(autoescape=autoescape, undefined=undefined)
     return compile_template(source, options, profile=Profile.STRICT, limits=RenderLimits(), clock=lambda: 0.0)
 

@@ -1,84 +1,33 @@
-"""The memory tier: least-recently-used, bounded by entries and by bytes, each template counted once for all users."""
+"""The memory tier: least-recently-used, bounded by entries and by bytes; what entries share is kept once."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from sys import getsizeof
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from aiocache.base import BaseCache
 from aiocache.serializers import NullSerializer
 
-from sidecar.core.model import Document, Entry, Kept, Key, StaticAnswer, UserSettings
-from sidecar.core.prompt import CompiledTemplate
+from sidecar.cache.packed import Packed, pack
+from sidecar.cache.shared import Shared
+from sidecar.core.model import Entry, Key
 from sidecar.service.ports import Clock
 
-ENTRY_OVERHEAD = 704
-"""Bytes of an entry without its texts and mappings: key, entry, document, slot, floats (measured: 600 to 700)."""
-TEMPLATE_OVERHEAD = 10_240
-"""Bytes of a compiled template without its source: what it reads, its code, its module (measured: 2 KB to 9 KB)."""
-TEMPLATE_FACTOR = 10
-"""Bytes per byte of a template's source: 1 for prose, 10 where every few words are a filter or a block (measured).
-
-The densest counts, because a bound must hold; a template is counted once, so it costs little.
-"""
-
-
-def kept_bytes(kept: Kept) -> int:
-    """Return about what an entry takes in memory, a template aside; bytes.
-
-    Measured with 10,000 users: 0 to 25 % more than they take, the more the shorter their values are.
-    """
-    match kept:
-        case Document():
-            return ENTRY_OVERHEAD + _document_bytes(kept)
-        case UserSettings():
-            return ENTRY_OVERHEAD + _texts_bytes(kept.values)
-        case StaticAnswer():
-            return ENTRY_OVERHEAD + getsizeof(kept.body) + _texts_bytes(dict(kept.headers))
-    raise TypeError(f"{type(kept).__name__} has no known size")
-
-
-def _texts_bytes(texts: Mapping[str, str]) -> int:
-    return getsizeof(texts) + sum(map(getsizeof, texts)) + sum(map(getsizeof, texts.values()))
-
-
-def _document_bytes(document: Document) -> int:
-    mappings = sum(map(getsizeof, (document.static, document.used, document.required)))
-    filled = document.static.filled
-    if filled is not None:
-        mappings += getsizeof(filled) + getsizeof(filled.pieces) + getsizeof(filled.holes) + 128 * len(filled.holes)
-    required = sum(map(getsizeof, document.required))
-    escaped = sum(getsizeof(value) for name, value in document.static.items() if value is not document.settings[name])
-    etag = getsizeof(document.etag) if document.etag else 0
-    return _texts_bytes(document.settings) + mappings + required + escaped + etag
-
-
-def template_bytes(template: CompiledTemplate) -> int:
-    """Return about what a compiled template takes in memory; bytes."""
-    return TEMPLATE_OVERHEAD + TEMPLATE_FACTOR * template.size
-
-
-def _template_of(entry: Entry[Any]) -> CompiledTemplate | None:
-    return entry.document.template if isinstance(entry.document, Document) else None
+LIVE_SHARE = 8
+"""One byte in so many is for entries that are ready to serve: some 1,500 of them in 64 MiB, at 4 to 6 KB each."""
+MOST_LIVE_BYTES = 16 * 1024 * 1024
+"""More than that is better spent on entries at rest: what is asked for now is a small part of all."""
 
 
 def _as_is(key: Key, namespace: str | None = None) -> Key:  # noqa: ARG001 — aiocache passes it by name
     return key
 
 
-@dataclass(slots=True)
-class _Slot:
-    entry: Entry[Any]
-    size: int
-    expires_at: float | None
-
-
 class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     """Entries in this process, behind aiocache's interface, with `peek` for the hot path.
 
-    aiocache's own memory backend has no bound and keeps a timer per key. Here an entry past its time is dropped when
-    it is met: by a lookup, or when the least recently used make room. Each costs the same however many there are.
+    The most recently used are ready to serve, the others packed; to ask for one unpacks it. aiocache's own memory
+    backend has no bound and keeps a timer per key. Here an entry past its time is dropped when it is met: by a lookup,
+    or when the least recently used make room. Each costs the same however many there are.
     """
 
     NAME = "memory"
@@ -87,71 +36,103 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         super().__init__(serializer=NullSerializer(), timeout=None, key_builder=_as_is)
         self._max_entries = max_entries
         self._max_bytes = max_bytes
+        self._max_live_bytes = min(max_bytes // LIVE_SHARE, MOST_LIVE_BYTES)
         self._clock = clock
-        self._slots: OrderedDict[Any, _Slot] = OrderedDict()
-        self._template_uses: Counter[str] = Counter()
-        self.bytes = 0
+        self._packed: OrderedDict[Any, Packed] = OrderedDict()  # each used less recently than all that are live
+        self._live: OrderedDict[Any, Packed] = OrderedDict()
+        self._shared = Shared()
+        self._own_bytes = 0
+        self._live_bytes = 0
         self.hits = 0
         self.misses = 0
         self.evictions: Counter[str] = Counter({"entries": 0, "bytes": 0, "expired": 0, "too_large": 0})
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._packed) + len(self._live)
+
+    @property
+    def bytes(self) -> int:
+        """What the entries take, about; what they share is counted once."""
+        return self._own_bytes + self._live_bytes + self._shared.bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the keys that are there now, the least recently used first."""
+        return iter((*self._packed, *self._live))
 
     def peek(self, key: Any) -> Entry[Any] | None:
         """Return the key's entry, without an await."""
-        slot = self._slots.get(key)
+        slot = self._live.get(key)
         if slot is None:
-            self.misses += 1
-            return None
+            return self._peek_packed(key)
         if slot.expires_at is not None and self._clock() > slot.expires_at:
-            self._drop(key, "expired")
-            self.misses += 1
+            self._miss(key)
             return None
-        self._slots.move_to_end(key)
+        self._live.move_to_end(key)
         self.hits += 1
         return slot.entry
 
+    def _peek_packed(self, key: Any) -> Entry[Any] | None:
+        slot = self._packed.get(key)
+        if slot is None or (slot.expires_at is not None and self._clock() > slot.expires_at):
+            self._miss(key)
+            return None
+        entry = slot.wake()
+        del self._packed[key]
+        self._live[slot.key] = slot
+        self._live_bytes += slot.live_bytes
+        self._make_room()
+        self.hits += 1
+        return entry
+
+    def _miss(self, key: Any) -> None:
+        if self._remove(key):
+            self.evictions["expired"] += 1
+        self.misses += 1
+
     def _keep(self, key: Key, entry: Entry[Any], ttl: float | None) -> bool:
-        template = _template_of(entry)
-        size = kept_bytes(entry.document)
-        if size + (template_bytes(template) if template else 0) > self._max_bytes:
-            self._remove(key)  # what it would have replaced is older, and must not outlive it
+        slot = pack(key, entry, None if ttl is None else self._clock() + ttl, self._shared)
+        self._remove(key)  # also where the new one is refused: what it would have replaced is older
+        most = slot.own_bytes() + slot.live_bytes + self._shared.bytes  # what it shares is a part of all that is shared
+        if most > self._max_bytes and slot.alone_bytes() > self._max_bytes:
+            slot.give_back(self._shared)
             self.evictions["too_large"] += 1
             return False
-        self._remove(key)
-        self._slots[key] = _Slot(entry, size, None if ttl is None else self._clock() + ttl)
-        self.bytes += size
-        if template is not None:
-            self._template_uses[template.digest] += 1
-            if self._template_uses[template.digest] == 1:
-                self.bytes += template_bytes(template)
-        while len(self._slots) > self._max_entries:
-            self._drop(next(iter(self._slots)), "entries")
-        while self.bytes > self._max_bytes:
-            self._drop(next(iter(self._slots)), "bytes")
+        self._live[slot.key] = slot
+        self._own_bytes += slot.own_bytes()
+        self._live_bytes += slot.live_bytes
+        self._make_room()
         return True
+
+    def _make_room(self) -> None:
+        while self._live_bytes > self._max_live_bytes and len(self._live) > 1:
+            key, slot = self._live.popitem(last=False)
+            self._live_bytes -= slot.live_bytes
+            slot.rest()
+            self._packed[key] = slot
+        while len(self) > self._max_entries:
+            self._drop(self._oldest(), "entries")
+        while self.bytes > self._max_bytes:
+            self._drop(self._oldest(), "bytes")
+
+    def _oldest(self) -> Any:
+        return next(iter(self._packed or self._live))
 
     def _drop(self, key: Any, reason: str) -> None:
         self._remove(key)
         self.evictions[reason] += 1
 
     def _remove(self, key: Any) -> int:
-        slot = self._slots.pop(key, None)
+        slot = self._live.pop(key, None) or self._packed.pop(key, None)
         if slot is None:
             return 0
-        self.bytes -= slot.size
-        template = _template_of(slot.entry)
-        if template is not None:
-            self._template_uses[template.digest] -= 1
-            if not self._template_uses[template.digest]:
-                del self._template_uses[template.digest]
-                self.bytes -= template_bytes(template)
+        self._own_bytes -= slot.own_bytes()
+        self._live_bytes -= slot.live_bytes
+        slot.give_back(self._shared)
         return 1
 
     def drop_where(self, matches: Callable[[Any], bool]) -> int:
         """Forget those entries whose key matches; say how many. Looks at all of them (10 ms for 100,000)."""
-        return sum(self._remove(key) for key in [key for key in self._slots if matches(key)])
+        return sum(self._remove(key) for key in [key for key in self if matches(key)])
 
     # What follows is aiocache's side: BaseCache's public methods call these.
 
@@ -167,7 +148,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     async def _set(
         self, key: Key, value: Entry[Any], ttl: float | None = None, _cas_token: Entry[Any] | None = None, **_: Any
     ) -> bool:
-        if _cas_token is not None and _cas_token is not self.peek(key):
+        if _cas_token is not None and _cas_token != self.peek(key):
             return False
         return self._keep(key, value, ttl)
 
@@ -187,7 +168,7 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         raise TypeError(f"Entries are not numbers: {key} cannot be incremented by {delta}")
 
     async def _expire(self, key: Key, ttl: float | None, **_: Any) -> bool:
-        slot = self._slots.get(key)
+        slot = self._live.get(key) or self._packed.get(key)
         if slot is None or (slot.expires_at is not None and self._clock() > slot.expires_at):
             return False  # what is past its time does not come back
         slot.expires_at = self._clock() + ttl if ttl else None
@@ -199,7 +180,8 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
     async def _clear(self, namespace: str | None = None, **_: Any) -> bool:
         if namespace is not None:
             raise TypeError("The memory tier has no namespaces")
-        self._slots.clear()
-        self._template_uses.clear()
-        self.bytes = 0
+        self._packed.clear()
+        self._live.clear()
+        self._shared = Shared()
+        self._own_bytes = self._live_bytes = 0
         return True

@@ -61,10 +61,14 @@ BREAKER_STATES = ("closed", "open", "half-open")
 class CacheStats(Protocol):
     """What the memory tier counts by itself."""
 
-    bytes: int
     hits: int
     misses: int
     evictions: Tally[str]
+
+    @property
+    def bytes(self) -> int:
+        """Return about what the entries take."""
+        ...
 
     def __len__(self) -> int:
         """Return how many entries there are."""

@@ -1,29 +1,26 @@
 """The memory tier: the contract of every cache, and its own bounds in entries and bytes."""
 
-import gc
-import json
 import sys
-import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.cache.memory import MemoryCache, kept_bytes, template_bytes
-from sidecar.core.model import Document, Entry, PromptKey
+from sidecar.cache.memory import LIVE_SHARE, MemoryCache
+from sidecar.cache.packed import Packed
+from sidecar.cache.sizes import shared_bytes, template_bytes
+from sidecar.core.model import Document, Entry, PromptKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.policy import Policy
-from tests.fakes import compiled
 from tests.harness import ManualClock
 
 pytest.register_assert_rewrite("tests.contracts.prompt_cache")
 from tests.contracts.prompt_cache import KEY, PromptCacheContract, entry  # noqa: E402 — once its asserts are rewritten
 
 SOURCE = "Explain {{ topic }} in {{ style }}."
-SIZE = kept_bytes(entry().document)
 TEMPLATE = template_bytes(entry().document.template)
 ROOM = 1 << 24
 
@@ -43,7 +40,29 @@ async def fill(cache: MemoryCache, users: Iterable[int], ttl: float | None = Non
 
 def users_in(cache: MemoryCache) -> list[int]:
     """Return whose entries are there, the least recently used first."""
-    return [key[0] for key in cache._slots]
+    return [key[0] for key in cache]
+
+
+def slots_of(cache: MemoryCache) -> list[Packed]:
+    return [*cache._packed.values(), *cache._live.values()]
+
+
+def counted(slots: Iterable[Packed]) -> int:
+    """Return what a cache should count for these: what they share, once."""
+    slots = [*slots]
+    texts = {texts for slot in slots for texts in (slot.names, slot.values)}
+    shared = texts | {text for each in texts for text in each} | {part for slot in slots for part in slot.parts()}
+    return sum(slot.own_bytes() + slot.live_bytes for slot in slots) + sum(map(shared_bytes, shared))
+
+
+async def figures() -> tuple[int, int, int]:
+    """Return what all entries of `fill` share takes, and what each takes at rest and in use; bytes."""
+    cache = cache_of()
+    await fill(cache, [1])
+    first = cache.bytes
+    at_rest = slots_of(cache)[0].own_bytes()
+    live = slots_of(cache)[0].live_bytes
+    return first - at_rest - live, at_rest, live
 
 
 class TestTheContract(PromptCacheContract):
@@ -101,32 +120,35 @@ async def test_to_keep_again_evicts_nobody() -> None:
 
 
 async def test_as_many_make_room_as_the_bytes_need() -> None:
-    cache = cache_of(max_bytes=TEMPLATE + 3 * SIZE)
+    common, at_rest, live = await figures()
+    room = common + 3 * at_rest + 2 * live
+    cache = cache_of(max_bytes=room)
     await fill(cache, [1, 2, 3])
-    assert (users_in(cache), cache.bytes) == ([1, 2, 3], TEMPLATE + 3 * SIZE)
-    large = entry(style="x" * (len("plain words") + SIZE))
-    await cache.set(key_of(4), large)
-    assert users_in(cache) == [3, 4]
-    assert cache.evictions["bytes"] == 2
-    assert cache.bytes <= TEMPLATE + 3 * SIZE
+    assert users_in(cache) == [1, 2, 3]
+    await cache.set(key_of(4), entry(style="x" * live))
+    assert (users_in(cache), cache.evictions["bytes"]) == ([3, 4], 2)
+    assert cache.bytes <= room
 
 
 async def test_what_is_larger_than_everything_is_refused_and_takes_nobodys_room() -> None:
-    cache = cache_of(max_bytes=TEMPLATE + 3 * SIZE)
+    common, at_rest, live = await figures()
+    cache = cache_of(max_bytes=common + 2 * at_rest + 2 * live)
     await fill(cache, [1, 2])
-    assert not await cache.set(key_of(3), entry(style="x" * (3 * SIZE)))
-    assert (users_in(cache), cache.evictions["too_large"]) == ([1, 2], 1)
+    before = cache.bytes
+    assert not await cache.set(key_of(3), entry(style="x" * (common + 3 * live)))
+    assert (users_in(cache), cache.evictions["too_large"], cache.bytes) == ([1, 2], 1, before)
 
 
 async def test_what_is_larger_than_everything_removes_what_it_would_have_replaced() -> None:
-    cache = cache_of(max_bytes=TEMPLATE + 3 * SIZE)
+    common, at_rest, live = await figures()
+    cache = cache_of(max_bytes=common + 2 * at_rest + 2 * live)
     await fill(cache, [1, 2])
-    await cache.set(key_of(1), entry(style="x" * (3 * SIZE)))
-    assert (users_in(cache), cache.bytes) == ([2], TEMPLATE + SIZE)
+    await cache.set(key_of(1), entry(style="x" * (common + 3 * live)))
+    assert (users_in(cache), cache.bytes) == ([2], common + at_rest + live)
 
 
 async def test_a_template_that_is_larger_than_everything_is_refused() -> None:
-    cache = cache_of(max_bytes=TEMPLATE + 3 * SIZE)
+    cache = cache_of(max_bytes=2 * TEMPLATE)
     assert not await cache.set(KEY, entry(SOURCE + "x" * TEMPLATE))
     assert (len(cache), cache.bytes) == (0, 0)
 
@@ -154,26 +176,28 @@ async def test_look_ups_are_counted_by_what_they_found() -> None:
     assert (cache.hits, cache.misses) == (2, 2)
 
 
-async def test_a_template_is_counted_once_for_all_its_users_and_released_with_the_last() -> None:
+async def test_what_entries_share_is_counted_once_and_released_with_the_last() -> None:
+    common, at_rest, live = await figures()
     cache = cache_of()
     await fill(cache, range(10))
-    assert cache.bytes == 10 * SIZE + TEMPLATE
+    assert cache.bytes == common + 10 * (at_rest + live)
     for user in range(9):
         await cache.delete(key_of(user))
-    assert cache.bytes == SIZE + TEMPLATE
+    assert cache.bytes == common + at_rest + live
     await cache.delete(key_of(9))
-    assert cache.bytes == 0
+    assert (cache.bytes, len(cache._shared)) == (0, 0)
 
 
 async def test_each_template_is_counted() -> None:
     cache = cache_of()
     other = entry(SOURCE + " Be brief.")
     await fill(cache, [1])
+    one = cache.bytes
     await cache.set(key_of(2), other)
-    both = SIZE + TEMPLATE + kept_bytes(other.document) + template_bytes(other.document.template)
-    assert cache.bytes == both
+    assert cache.bytes > one + template_bytes(other.document.template)
     await cache.set(key_of(1), other)
-    assert cache.bytes == both - SIZE - TEMPLATE + kept_bytes(other.document)
+    await cache.delete(key_of(2))
+    assert one < cache.bytes < one + template_bytes(other.document.template)
 
 
 @pytest.mark.parametrize("ending", ["deleted", "cleared", "expired", "replaced and deleted"])
@@ -192,17 +216,20 @@ async def test_nothing_is_counted_of_what_is_gone(ending: str) -> None:
                 if ending != "deleted":
                     await cache.set(key_of(user), entry(SOURCE + str(user % 3), style="x" * user, more="y"), 60)
                 await cache.delete(key_of(user))
-    assert (len(cache), cache.bytes, len(cache._template_uses)) == (0, 0, 0)
+    assert (len(cache), cache.bytes, len(cache._shared)) == (0, 0, 0)
+    assert not cache._shared._more
 
 
-DOCUMENTS = [
-    entry(source, style=style)
+ENTRIES = [
+    entry(source, style=style, other="plain words")
     for source in (SOURCE, SOURCE + " Be brief.", "{% if topic %}{{ style | upper }}{% endif %}")
-    for style in ("", "plain words", "<b>" * 500)
+    for style in ("", "plain words", "style", "<b>" * 500)
+] + [
+    Entry.of(StaticAnswer(200, (("Content-Type", "text/plain"),), b"x" * 2000), 1.0, 0.0, Policy()),
 ]
 KEYS = st.integers(0, 7).map(key_of)
 STEPS = st.one_of(
-    st.tuples(st.just("set"), KEYS, st.sampled_from(DOCUMENTS), st.none() | st.floats(0, 100)),
+    st.tuples(st.just("set"), KEYS, st.sampled_from(ENTRIES), st.none() | st.floats(0, 100)),
     st.tuples(st.just("delete"), KEYS),
     st.tuples(st.just("get"), KEYS),
     st.tuples(st.just("expire"), KEYS, st.floats(0, 100)),
@@ -214,21 +241,108 @@ STEPS = st.one_of(
 @given(
     steps=st.lists(st.tuples(STEPS, st.sampled_from([0.0, 1.0, 200.0])), max_size=40),
     max_entries=st.integers(1, 6),
-    max_bytes=st.integers(0, 8 * (SIZE + TEMPLATE)),
+    max_bytes=st.integers(0, 4 * TEMPLATE),
 )
-async def test_whatever_happens_the_bounds_hold_and_the_bytes_are_those_of_what_is_there(
+async def test_whatever_happens_the_bounds_hold_and_what_is_there_is_what_was_last_kept(
     steps: list[tuple[tuple[Any, ...], float]], max_entries: int, max_bytes: int
 ) -> None:
     clock = ManualClock()
     cache = cache_of(max_entries=max_entries, max_bytes=max_bytes, clock=clock)
+    model: OrderedDict[Any, Entry[Any]] = OrderedDict()  # without bounds or times: it says what may be there, and when
     for (name, *arguments), seconds in steps:
-        await getattr(cache, name)(*arguments)
+        answered = await getattr(cache, name)(*arguments)
+        match name:
+            case "set":
+                model.pop(arguments[0], None)
+                model[arguments[0]] = arguments[1]
+            case "get":
+                assert answered is None or answered == model.get(arguments[0])
+                if answered is not None:
+                    model.move_to_end(arguments[0])
+            case "clear":
+                model.clear()
         clock.advance(seconds)
-        documents = [slot.entry.document for slot in cache._slots.values()]
-        templates = {document.template.digest: document.template for document in documents}
-        assert cache.bytes == sum(map(kept_bytes, documents)) + sum(map(template_bytes, templates.values()))
-        assert cache.bytes <= max_bytes
+        there = {*cache}
+        assert [*cache] == [key for key in model if key in there]
+        assert cache.bytes == counted(slots_of(cache)) <= max_bytes
+        assert cache._live_bytes == sum(slot.live_bytes for slot in cache._live.values())
+        assert cache._live_bytes <= max_bytes // LIVE_SHARE or len(cache._live) == 1
+        assert all(slot.entry is None and slot.live_bytes == 0 for slot in cache._packed.values())
         assert len(cache) <= max_entries
+
+
+# What is at rest
+
+
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [
+        pytest.param(KEY, entry(), id="a document"),
+        pytest.param(
+            KEY,
+            Entry.of(entry("{{ b }}{{ topic }}{{ a }}", b="<b>", unused="x", a="é").document, 5.5, -0.3, Policy(), 7),
+            id="a document of an order of its own",
+        ),
+        pytest.param(
+            SettingsKey(1), Entry.of(UserSettings({"b": "2", "a": "1"}), 5.5, 0.3, Policy(), 2), id="settings"
+        ),
+        pytest.param(
+            ("h", "/t", None), Entry.of(StaticAnswer(404, (("A", "b"),), b"x"), 5.5, 0.3, Policy()), id="an answer"
+        ),
+    ],
+)
+async def test_what_was_at_rest_is_as_it_was(key: Any, kept: Entry[Any]) -> None:
+    cache = cache_of(max_bytes=ROOM)
+    await cache.set(key, kept)
+    cache._max_live_bytes = 0
+    await fill(cache, range(100, 102))
+    assert cache._packed[key].entry is None
+    woken = cache.peek(tuple(key))
+    assert woken is not None
+    assert woken is not kept
+    assert (woken.policy, woken.confirmed_at, woken.spread, woken.hit_until, woken.epoch) == (
+        kept.policy,
+        kept.confirmed_at,
+        kept.spread,
+        kept.hit_until,
+        kept.epoch,
+    )
+    assert woken.policy is kept.policy
+    old, new = kept.document, woken.document
+    match old:
+        case Document():
+            assert new == old
+            assert new.template is old.template
+            assert [*new.settings.items()] == [*old.settings.items()]
+            assert [*new.used.items()] == [*old.used.items()]
+            assert new.static.filled == old.static.filled
+        case UserSettings():
+            assert [*new.values.items()] == [*old.values.items()]
+        case _:
+            assert new is old
+    assert cache.peek(key) is woken
+
+
+async def test_a_change_under_a_lock_is_made_although_what_it_replaces_was_at_rest_meanwhile() -> None:
+    cache = cache_of()
+    cache._max_live_bytes = 0
+    await fill(cache, [1])
+    token = await cache._gets(key_of(1))
+    await fill(cache, [2])
+    assert await cache._set(key_of(1), entry(style="verse"), _cas_token=token)
+    assert not await cache._set(key_of(1), entry(style="prose"), _cas_token=token)
+
+
+async def test_the_text_of_a_key_counts() -> None:
+    cache = cache_of()
+    await fill(cache, [1])
+    before = cache.bytes
+    await cache.set(PromptKey(1, "x" * 10_000), entry())
+    assert cache.bytes > before + 10_000
+    before = cache.bytes
+    answer = Entry.of(StaticAnswer(200, (), b""), 0.0, 0.0, Policy())
+    await cache.set(("host", "/" * 10_000, None), answer)
+    assert cache.bytes > before + 10_000
 
 
 # What it costs
@@ -256,8 +370,10 @@ def test_to_look_up_to_keep_and_to_make_room_cost_the_same_however_many_there_ar
     def costs(entries: int) -> list[int]:
         clock = ManualClock()
         cache = cache_of(max_entries=entries, max_bytes=1 << 40, clock=clock)
+        cache._max_live_bytes = 0  # all but one at rest
         for user in range(entries):
             cache._keep(key_of(user), kept, 60)
+        cache.peek(key_of(entries - 1))
         look_up = calls_in(lambda: cache.peek(key_of(entries - 1)))
         make_room = calls_in(lambda: cache._keep(key_of(-1), kept, 60))
         clock.advance(61)
@@ -272,33 +388,3 @@ def test_a_look_up_awaits_nothing() -> None:
     look_up = cache_of().get(KEY)
     with pytest.raises(StopIteration):
         look_up.send(None)
-
-
-@pytest.mark.parametrize("count", [0, 1, 10, 50])
-def test_the_bytes_counted_are_those_taken_or_up_to_a_quarter_more(count: int) -> None:
-    users = 400
-    template = compiled(
-        "Explain {{ topic }} in " + " ".join(f"{{{{ setting_{n} }}}}" for n in range(count)), autoescape=True
-    )
-    decode = msgspec.json.Decoder(dict[str, str]).decode
-    bodies = [json.dumps({f"setting_{n}": f"value {n} of {user:06d}" for n in range(count)}) for user in range(users)]
-    cache, policy = cache_of(max_bytes=1 << 40), Policy()
-
-    def arrive(user: int) -> None:
-        key = PromptKey(user + 1000, json.loads('"answer_question"'))
-        required = frozenset([f"topic_{user}"])
-        document = Document.of(template, decode(bodies[user]), required=required, stated_ttl=300.0 + user, etag=None)
-        cache._keep(key, Entry.of(document, 1e6 + user, user / users, policy), 1200.0 + user)
-
-    arrive(0)
-    before = cache.bytes
-    gc.collect()
-    tracemalloc.start()
-    try:
-        start, _ = tracemalloc.get_traced_memory()
-        for user in range(1, users):
-            arrive(user)
-        taken = tracemalloc.get_traced_memory()[0] - start
-    finally:
-        tracemalloc.stop()
-    assert 1.0 <= (cache.bytes - before) / taken <= 1.25

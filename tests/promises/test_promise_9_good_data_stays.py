@@ -97,13 +97,14 @@ async def assert_good_stays(
 ) -> None:
     """Prime, spoil, look at what is kept, and see that a good answer is taken again."""
     good = (await sidecar.ask()).prompt
-    kept = {key: slot.entry for key, slot in sidecar.core.cache._slots.items()}
+    cache = sidecar.core.cache
+    kept = {key: cache.peek(key) for key in cache}
     goes_bad()
     for _ in range(2):
         answered = await sidecar.ask()
         assert answered.prompt == good
         assert "detail=stale-if-error" in answered.how
-    assert {key: slot.entry for key, slot in sidecar.core.cache._slots.items()} == kept
+    assert {key: cache.peek(key) for key in cache} == kept
     goes_down()
     assert (await sidecar.ask()).prompt == good
     better = recovers()

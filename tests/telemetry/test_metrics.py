@@ -263,7 +263,7 @@ def test_the_circuit_is_in_one_state_at_a_time(scraped: Scraped) -> None:
 
 def test_the_cache_is_read_when_asked(scraped: Scraped) -> None:
     cache = scraped.cache
-    cache.bytes, cache.hits, cache.misses = 4096, 3, 2
+    cache._own_bytes, cache.hits, cache.misses = 4096, 3, 2
     cache.evictions["bytes"] = 5
     assert scraped.value("cache_bytes", tier="memory") == 4096
     assert scraped.value("cache_entries", tier="memory") == 0
