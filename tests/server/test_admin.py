@@ -27,6 +27,10 @@ class Admin(NamedTuple):
         return await self.client.ask(post(body, *headers, path=PARITY))
 
 
+async def nothing(_: str | None) -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
 @asynccontextmanager
 async def administered(*, is_loopback: bool = True, token_file: Path | None = None) -> AsyncIterator[Admin]:
     resets: list[str | None] = []
@@ -36,7 +40,7 @@ async def administered(*, is_loopback: bool = True, token_file: Path | None = No
         return ["explain", "quiz"] if node is None else [node] * (node == "explain")
 
     calls = admin_routes(reset, is_loopback=is_loopback, token_file=token_file)
-    routes = ops_routes(ready=lambda: True, metrics=lambda _: (b"", "text/plain"), admin=calls)
+    routes = ops_routes(ready=lambda: True, metrics=nothing, admin=calls)
     async with serving(routes) as served, wire(served.port) as client:
         yield Admin(client, resets)
         assert served.events == []
