@@ -46,6 +46,7 @@ PROXY_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 25.0)
 """Seconds: a read takes some 10 ms; the bot gives up at 30 s."""
 ANSWERED = frozenset({"ok", "not_modified", FailureKind.GONE.value, FailureKind.REFUSED.value})
 """Results of calls that the upstream answered, if only with a 4xx."""
+PARITY_RESULTS = ("match", "mismatch", "outdated", "failed", "skipped")
 BREAKER_STATES = ("closed", "open", "half-open")
 
 
@@ -323,7 +324,7 @@ class Metrics:
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda _: self._not_admitted.inc(),
             TemplatesLoaded: lambda event: self._templates_ok.set(event.error is None),
-            ParityChecked: lambda event: self._parity.labels(event.node or OTHER, event.result).inc(),
+            ParityChecked: self._compared,
             RolledBack: lambda event: self._rolled_back.labels(event.node).set(event.back),
             Proxied: self._passed_on,
             Reloaded: self._reloaded,
@@ -340,6 +341,12 @@ class Metrics:
             self._health.succeeded_at = self._wall()
         else:
             self._health.failed_at[event.result] = self._wall()
+
+    def _compared(self, event: ParityChecked) -> None:
+        node = event.node or OTHER
+        for result in PARITY_RESULTS:  # nought from the first comparison on, so that a first mismatch is a rise
+            self._parity.labels(node, result)
+        self._parity.labels(node, event.result).inc()
 
     def _breaker_changed(self, event: BreakerChanged) -> None:
         for state in BREAKER_STATES:
