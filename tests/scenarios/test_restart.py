@@ -203,3 +203,18 @@ async def test_with_a_black_hole_behind_it_a_restarted_process_answers_within_a_
         took = time.monotonic() - started
         assert answered.prompt == prompt
         assert took < 0.6, f"after {started - began:.1f} s of starting a process"
+
+
+async def test_a_screen_of_the_bot_survives_a_restart(upstream: Reference, tmp_path: Path) -> None:
+    async def screen(sidecar: Sidecar) -> tuple[int, bytes]:
+        async with sidecar.session.get(f"{sidecar.base}/api/v1/profiles/") as response:
+            return response.status, await response.read()
+
+    clocks = Clocks()
+    routes = {"/api/v1/profiles*": KEPT}
+    async with clocks.sidecar(upstream, tmp_path, routes=routes) as sidecar:
+        shown = await screen(sidecar)
+        assert shown[0] == 200
+    upstream.fails(Mode.UNAVAILABLE)
+    async with clocks.sidecar(upstream, tmp_path, routes=routes) as sidecar:
+        assert await screen(sidecar) == shown
