@@ -207,7 +207,8 @@ async def test_with_a_black_hole_behind_it_a_restarted_process_answers_within_a_
 
 async def test_a_screen_of_the_bot_survives_a_restart(upstream: Reference, tmp_path: Path) -> None:
     async def screen(sidecar: Sidecar) -> tuple[int, bytes]:
-        async with sidecar.session.get(f"{sidecar.base}/api/v1/profiles/") as response:
+        same = {"Host": "localhost:8002"}  # whatever port it is
+        async with sidecar.session.get(f"{sidecar.base}/api/v1/profiles/", headers=same) as response:
             return response.status, await response.read()
 
     clocks = Clocks()
