@@ -195,7 +195,7 @@ class RequestCollector(Collector):
         left = GaugeMetricFamily(
             "prompt_sidecar_stale_time_left_seconds",
             "Until the policy ends the use of the oldest stale data served in the last minute. At 0 requests begin to "
-            "fail: repair the config service, or raise stale_if_error, before that. None: nothing is covered.",
+            "fail: repair the config service before that. None: nothing is covered.",
             labels=("node",),
         )
         for node, seconds in self._ends.left(self._clock()).items():
