@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help run test check unit bench scaling lock docs clean
+.PHONY: help run test check unit bench scaling lock docs dashboards clean
 
 help: ## Say what can be made.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "prompt-sidecar needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 …"; exit 2; }
@@ -51,6 +51,9 @@ scaling: $(VENV)/.dev ## Measure what Redis pays for a group, and simulate group
 
 docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, the tables in docs/architecture.md.
 	$(BIN)/python -m sidecar.docgen
+
+dashboards: $(VENV)/.dev ## Write again what is generated in deploy/grafana.
+	$(BIN)/python -m deploy.grafana.generate
 
 lock: $(VENV)/.dev ## Lock the dependencies again, with hashes and without a registry's name.
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock

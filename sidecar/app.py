@@ -20,6 +20,7 @@ from sidecar.server.listener import Handler, Routes, make_server
 from sidecar.server.ops import ops_routes
 from sidecar.server.prompt_data import PromptData
 from sidecar.server.proxy import Proxy
+from sidecar.server.traced import traced
 from sidecar.service.generations import Generation
 from sidecar.service.ports import Clock, Observer
 from sidecar.service.write_watch import WriteWatch
@@ -64,7 +65,7 @@ async def running(
         reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
         ops = ops_routes(
             ready=lambda: ready,
-            metrics=core.metrics.expose,
+            metrics=core.metrics.scrape,
             status=lambda: status_of(core, ready=lambda: ready, clock=clock),
             admin=admin_routes(
                 core.shadow.reset,
@@ -129,7 +130,8 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     )
     parts = PromptData(core.manager, reader, proxy, clock=clock, deadline=settings.deadline)
     elsewhere = Elsewhere(lambda: (core.routes, core.settings.deadline), core.reads, proxy, clock=clock)
-    return Routes({("POST", generate_prompt.PATH): prompts, ("POST", prompt_data.PATH): parts}, elsewhere)
+    table = {("POST", generate_prompt.PATH): traced(prompts), ("POST", prompt_data.PATH): traced(parts)}
+    return Routes(table, elsewhere)
 
 
 @asynccontextmanager

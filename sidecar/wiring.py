@@ -113,7 +113,7 @@ async def open_core(
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream, retry = settings.render, settings.upstream, settings.retry
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = Metrics(version=installed_version(), cache=memory)
+    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
     metrics.settings_loaded(time.time())
     observer = dispatcher(metrics.handlers(), LogListener().handlers())
     background = Background(observer)

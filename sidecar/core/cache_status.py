@@ -33,6 +33,8 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     age: float = 0.0
     """Seconds since the upstream confirmed the data."""
     detail: str | None = None
+    usable_for: float | None = None
+    """Seconds until the policy ends all use of the data. None where that is of no interest: it is fresh."""
 
 
 def cache_status(p: Provenance) -> str:

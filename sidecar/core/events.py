@@ -34,6 +34,8 @@ class RequestOutcome(msgspec.Struct, frozen=True, gc=False):
     detail: str | None
     """The reason of an error or of a stale answer."""
     status: int
+    usable_until: float | None = None
+    """The clock's instant at which the policy ends the use of the stale data that was served."""
 
 
 class FreshHit(RequestOutcome, frozen=True, gc=False):

@@ -1,6 +1,7 @@
 """The ops listener: liveness, readiness, metrics, status (contract §5)."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -9,11 +10,14 @@ from aiohttp import web
 from sidecar.server.listener import Handler, Routes
 from sidecar.server.responses import problem
 
+SCRAPE_SECONDS = 10.0
+"""How long a scraper may take to read: Prometheus's own limit, by default."""
+
 
 def ops_routes(
     *,
     ready: Callable[[], bool],
-    metrics: Callable[[str | None], tuple[bytes, str]],
+    metrics: Callable[[str | None], Awaitable[tuple[bytes, str]]],
     status: Callable[[], dict[str, Any]] = dict,
     admin: Mapping[tuple[str, str], Handler] | None = None,
 ) -> Routes:
@@ -31,8 +35,16 @@ def ops_routes(
         return web.Response(text="ok\n") if ready() else problem(503, "The sidecar is starting or draining.")
 
     async def scrape(request: web.BaseRequest) -> web.Response:
-        body, content_type = metrics(request.headers.get("Accept"))
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        body, content_type = await metrics(request.headers.get("Accept"))
+        response = web.Response(body=body, headers={"Content-Type": content_type})
+        try:
+            async with asyncio.timeout(SCRAPE_SECONDS):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()  # who does not read holds a copy of everything, and the drain
+        return response
 
     async def show(_: web.BaseRequest) -> web.Response:
         body = msgspec.json.format(msgspec.json.encode(status()), indent=2) + b"\n"

@@ -102,6 +102,7 @@ class Renderer:
                 provenance.age,
                 provenance.detail,
                 200,
+                None if provenance.usable_for is None else done_at + provenance.usable_for,
             )
         )
 

@@ -283,6 +283,7 @@ class Resources(Generic[K, V]):
                     ttl=-view.staleness,
                     age=view.age,
                     detail="network-timeout" if failure.kind is FailureKind.DEADLINE else "stale-if-error",
+                    usable_for=view.windows.usable_for - view.age,
                 ),
             )
         return None
@@ -402,7 +403,8 @@ def _hit(view: View, action: Action, *, circuit_open: bool) -> Provenance:
             detail = "stale-if-error"
         else:
             detail = "max-stale" if view.state is State.USABLE else "stale-while-revalidate"
-    return Provenance(hit=True, ttl=-view.staleness, age=view.age, detail=detail)
+    usable_for = view.windows.usable_for - view.age
+    return Provenance(hit=True, ttl=-view.staleness, age=view.age, detail=detail, usable_for=usable_for)
 
 
 def _why_forwarded(terms: Terms, view: View) -> Forward:

@@ -1,14 +1,12 @@
 """Prometheus metrics (contract §6): a listener, and collectors that cost nothing until a scrape comes."""
 
-from bisect import bisect_left
+import time
 from collections import Counter as Tally
-from collections.abc import Iterable
-from itertools import accumulate
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -18,13 +16,13 @@ from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
     BreakerChanged,
     Coalesced,
+    Crashed,
     Evicted,
     FreshHit,
     GenerationChanged,
     Invalidated,
     NotAdmitted,
     NotRendered,
-    Outcome,
     ParityChecked,
     Proxied,
     RecordDropped,
@@ -40,21 +38,16 @@ from sidecar.core.events import (
     Written,
 )
 from sidecar.telemetry.dispatch import Handlers
+from sidecar.telemetry.exposition import Exposition
+from sidecar.telemetry.request_metrics import OTHER, RequestCollector
 
-OTHER = "other"
-"""The node label of what the upstream never confirmed: random names make no series."""
-REQUEST_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 4.0, 5.0)
-"""Seconds: a hit takes tenths of a millisecond, a miss an attempt, the worst the deadline (LearnFlow gives up at 5)."""
 UPSTREAM_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds: today's service answers in about 11 ms, an attempt ends at 1 s."""
 PROXY_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 25.0)
 """Seconds: a read takes some 10 ms; the bot gives up at 30 s."""
-RENDER_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.01, 0.1)
-"""Seconds: a plain template takes about 10 µs; the cap is 100 ms."""
-AGE_BUCKETS = (1, 10, 30, 60, 300, 600, 900, 1800, 3600, 5400)
-"""Seconds: the ttl is minutes to an hour, the end of use a quarter of an hour later."""
-BATCH = 128
-"""Requests counted together: one by one, cold, costs about ten times as much; so many take a tenth of a millisecond."""
+ANSWERED = frozenset({"ok", "not_modified", FailureKind.GONE.value, FailureKind.REFUSED.value})
+"""Results of calls that the upstream answered, if only with a 4xx."""
+PARITY_RESULTS = ("match", "mismatch", "outdated", "failed", "skipped")
 BREAKER_STATES = ("closed", "open", "half-open")
 
 
@@ -136,106 +129,45 @@ class _CacheCollector(Collector):
         yield evictions
 
 
-class _Tally:
-    """One child of a histogram: a bisection and two additions a time; prometheus-client's own walks and locks."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return the cumulated counts by upper bound, as the exposition wants them."""
-        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
-        return list(zip(names, accumulate(self.counts), strict=True))
-
-
-class _RequestCollector(Collector):
-    """What is counted of requests: on the hot path, so kept in plain lists until a scrape comes."""
+class _UpstreamHealth(Collector):
+    """When the upstream last answered, and when it last failed in which way; absent until it did."""
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[str, str], _Tally] = {}
-        self._ages: dict[str, _Tally] = {}
-        self._render = _Tally(RENDER_BUCKETS)
-        self._bypassed: Tally[str] = Tally()
-        self._pending: list[RequestOutcome] = []
-        self._children: dict[tuple[str | None, Outcome], tuple[_Tally, _Tally]] = {}
-
-    def add(self, outcome: RequestOutcome) -> None:
-        """Note a request; it is counted with others, when the code that counts is worth loading."""
-        pending = self._pending
-        pending.append(outcome)
-        if len(pending) >= BATCH:
-            self._count()
-
-    def _count(self) -> None:
-        for outcome in self._pending:
-            tallies = self._children.get((outcome.node, outcome.outcome)) or self._child(outcome)
-            tallies[0].add(outcome.seconds)
-            if outcome.age is not None:
-                tallies[1].add(outcome.age)
-                self._render.add(outcome.render_seconds)
-            if outcome.outcome is Outcome.BYPASS:
-                self._bypassed[outcome.detail or "network-only"] += 1
-        self._pending.clear()
-
-    def _child(self, outcome: RequestOutcome) -> tuple[_Tally, _Tally]:
-        label = OTHER if outcome.node is None else outcome.node
-        seconds = self._seconds.setdefault((label, outcome.outcome.value), _Tally(REQUEST_BUCKETS))
-        age = self._ages.setdefault(label, _Tally(AGE_BUCKETS))
-        self._children[outcome.node, outcome.outcome] = (seconds, age)
-        return seconds, age
+        self.succeeded_at: float | None = None
+        self.failed_at: dict[str, float] = {}
 
     def collect(self) -> Iterable[Metric]:
-        self._count()
-        requests = CounterMetricFamily(
-            "prompt_sidecar_requests",
-            "Requests for prompts, by how they ended. `stale`: an outage is being covered; `error`: LearnFlow sees it.",
-            labels=("node", "outcome"),
+        yield GaugeMetricFamily(
+            "prompt_sidecar_upstream_last_success_timestamp_seconds",
+            "When the config service last answered. Long ago: nobody asked, or it fails; see the last failures.",
+            value=self.succeeded_at,
         )
-        duration = HistogramMetricFamily(
-            "prompt_sidecar_request_duration_seconds",
-            "From a request's headers to its answer. Past 4 s LearnFlow is close to giving up.",
-            labels=("node", "outcome"),
-        )
-        for labels, tally in self._seconds.items():
-            requests.add_metric(labels, sum(tally.counts))
-            duration.add_metric(labels, tally.buckets(), tally.total)
-        ages = HistogramMetricFamily(
-            "prompt_sidecar_served_age_seconds",
-            "How long ago the config service confirmed what a prompt was made from. Rising: it does not answer.",
-            labels=("node",),
-        )
-        for node, tally in self._ages.items():
-            ages.add_metric((node,), tally.buckets(), tally.total)
-        render = HistogramMetricFamily(
-            "prompt_sidecar_render_duration_seconds",
-            "How long rendering takes. Milliseconds point to a heavy template.",
-            buckets=self._render.buckets(),
-            sum_value=self._render.total,
-        )
-        bypassed = CounterMetricFamily(
-            "prompt_sidecar_bypassed_requests",
-            "Requests that were not answered from here, by reason. `parity` and `not-admitted` are worth a look.",
+        failed = GaugeMetricFamily(
+            "prompt_sidecar_upstream_last_failure_timestamp_seconds",
+            "When a call to the config service last failed, by how. The newest says what is wrong with it.",
             labels=("reason",),
         )
-        for reason, count in self._bypassed.items():
-            bypassed.add_metric((reason,), count)
-        return (requests, duration, ages, render, bypassed)
+        for reason, at in self.failed_at.items():
+            failed.add_metric((reason,), at)
+        yield failed
 
 
 class Metrics:
     """Counts what happens; children are kept, because `labels()` costs on each call."""
 
-    def __init__(self, *, version: str, cache: CacheStats) -> None:
+    def __init__(
+        self,
+        *,
+        version: str,
+        cache: CacheStats,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.registry = registry = CollectorRegistry()
-        self._requests = _RequestCollector()
+        self._exposition = Exposition(registry)
+        self._wall = wall
+        self._requests = RequestCollector(clock=clock, wall=wall)
+        self._health = _UpstreamHealth()
         self._upstream = Counter(
             "prompt_sidecar_upstream_requests_total",
             "Calls to the config service, by result. Anything but ok and not_modified is worth a look there.",
@@ -331,12 +263,17 @@ class Metrics:
         self._store_ok = Gauge(
             "prompt_sidecar_store_ok",
             "0: the store behind the memory is in trouble, a restart now would lose what is kept. /status says why.",
-            registry=registry,
+            registry=None,  # until there is a store
         )
         self._records_dropped = Counter(
             "prompt_sidecar_records_dropped_total",
             "Records of the store that could not be used, by reason. Many for `checksum`: look at the disk.",
             ("reason",),
+            registry=registry,
+        )
+        self._crashes = Counter(
+            "prompt_sidecar_crashes_total",
+            "Requests and background tasks that ended by an error that nobody foresaw; the log's `crashed` says where.",
             registry=registry,
         )
         self._reload_successful = Gauge(
@@ -354,6 +291,7 @@ class Metrics:
         self._cache_collector = _CacheCollector(cache)
         registry.register(self._cache_collector)
         registry.register(self._requests)
+        registry.register(self._health)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -364,15 +302,19 @@ class Metrics:
             self._invalidations.labels(source)
 
     def expose(self, accept: str | None) -> tuple[bytes, str]:
-        """Return what a scrape gets: the body, and its type as the Accept header asks."""
-        encode, content_type = choose_encoder(accept or "")
-        return encode(self.registry), content_type
+        """Return the body, and its type as the Accept header asks, at once."""
+        return self._exposition.whole(accept)
+
+    async def scrape(self, accept: str | None) -> tuple[bytes, str]:
+        """Return the same without holding live traffic up."""
+        return await self._exposition.in_slices(accept)
 
     def has_store(self, store: StoreStats | None) -> None:
         """Show a store, too."""
         self._cache_collector.store = store
         if store is None:
             return
+        self.registry.register(self._store_ok)
         self._store_ok.set(1)
         if store.kind == "redis":
             self._shows_breaker("redis")
@@ -391,7 +333,7 @@ class Metrics:
     def handlers(self) -> Handlers:
         """Return what is counted of each event."""
         return {
-            RequestOutcome: self._requests.add,
+            RequestOutcome: self._requests.add_uncommon,
             FreshHit: self._requests.add,
             Coalesced: lambda _: self._coalesced.inc(),
             UpstreamAttempt: self._attempted,
@@ -405,18 +347,29 @@ class Metrics:
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda _: self._not_admitted.inc(),
             TemplatesLoaded: lambda event: self._templates_ok.set(event.error is None),
-            ParityChecked: lambda event: self._parity.labels(event.node or OTHER, event.result).inc(),
+            ParityChecked: self._compared,
             RolledBack: lambda event: self._rolled_back.labels(event.node).set(event.back),
             Proxied: self._passed_on,
             Reloaded: self._reloaded,
             StoreLookup: lambda event: self._cache_collector.lookups.update({(event.tier, event.result): 1}),
             StoreChanged: lambda event: self._store_ok.set(event.error is None),
+            Crashed: lambda _: self._crashes.inc(),
             RecordDropped: lambda event: self._records_dropped.labels(event.reason).inc(),
         }
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._upstream.labels(event.endpoint, event.result).inc()
         self._upstream_duration.labels(event.endpoint).observe(event.seconds)
+        if event.result in ANSWERED:
+            self._health.succeeded_at = self._wall()
+        else:
+            self._health.failed_at[event.result] = self._wall()
+
+    def _compared(self, event: ParityChecked) -> None:
+        node = event.node or OTHER
+        for result in PARITY_RESULTS:  # nought from the first comparison on, so that a first mismatch is a rise
+            self._parity.labels(node, result)
+        self._parity.labels(node, event.result).inc()
 
     def _breaker_changed(self, event: BreakerChanged) -> None:
         for state in BREAKER_STATES:

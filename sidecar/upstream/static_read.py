@@ -27,7 +27,8 @@ class StaticReadSource:
     async def fetch(self, key: RouteKey, known: StaticAnswer | None) -> StaticAnswer:
         """Bring the answer; raises `UpstreamFailure`, also for a page of whoever answers in the service's place."""
         response = await self._client.get(key.target, headers={"Host": key.host}, accepted=ACCEPTED)
-        headers = [(name, value) for name, value in end_to_end(response.headers.items()) if _is_kept(name, value)]
+        # aiohttp's names are of a kind of str of its own, which no record can hold.
+        headers = [(str(name), value) for name, value in end_to_end(response.headers.items()) if _is_kept(name, value)]
         answer = StaticAnswer(response.status, tuple(headers), response.body)
         if known is not None and not _is_of_the_service(answer):
             raise not_json()

@@ -71,7 +71,8 @@ class Here(Sidecar):
         """Return how often which result of a comparison was counted."""
         begin = f'prompt_sidecar_parity_checks_total{{node="{node}",result="'
         lines = [each.removeprefix(begin) for each in (await self.metrics()).splitlines() if each.startswith(begin)]
-        return {line.partition('"')[0]: int(float(line.split()[-1])) for line in lines}
+        counted = {line.partition('"')[0]: int(float(line.split()[-1])) for line in lines}
+        return {result: count for result, count in counted.items() if count}
 
     async def set_aside(self) -> list[str]:
         async with self.session.get(f"{self.ops}/status") as response:

@@ -51,6 +51,10 @@ class FakeInvalidations:
         return Forgotten(9, 9, told=True)
 
 
+async def nothing(_: str | None) -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
 @asynccontextmanager
 async def administered(*, is_loopback: bool = True, token_file: Path | None = None) -> AsyncIterator[Admin]:
     resets: list[str | None] = []
@@ -61,7 +65,7 @@ async def administered(*, is_loopback: bool = True, token_file: Path | None = No
 
     invalidations = FakeInvalidations()
     calls = admin_routes(reset, invalidations, is_loopback=is_loopback, token_file=token_file)
-    routes = ops_routes(ready=lambda: True, metrics=lambda _: (b"", "text/plain"), admin=calls)
+    routes = ops_routes(ready=lambda: True, metrics=nothing, admin=calls)
     async with serving(routes) as served, wire(served.port) as client:
         yield Admin(client, resets, invalidations.asked)
         assert served.events == []

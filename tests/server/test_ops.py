@@ -1,16 +1,18 @@
 """The ops listener on the wire: liveness, readiness, metrics."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.cache.memory import MemoryCache
+from sidecar.server import ops
 from sidecar.server.ops import ops_routes
 from sidecar.telemetry.metrics import Metrics
 from tests.fakes import loop_time
-from tests.wire import Wire, get, serving, wire
+from tests.wire import Wire, get, serving, until, wire
 
 PATHS = ["/livez", "/readyz", "/metrics"]
 
@@ -25,7 +27,7 @@ class Pod:
 async def scraping(pod: Pod | None = None) -> AsyncIterator[Wire]:
     of = pod or Pod()
     metrics = Metrics(version="1.2.3", cache=MemoryCache(max_entries=1, max_bytes=1, clock=loop_time))
-    routes = ops_routes(ready=lambda: of.ready, metrics=metrics.expose)
+    routes = ops_routes(ready=lambda: of.ready, metrics=metrics.scrape)
     async with serving(routes) as served, wire(served.port) as client:
         yield client
         assert served.events == []
@@ -96,6 +98,24 @@ async def test_metrics_come_in_the_format_that_is_accepted(accept: str, content_
         assert answer.status == 200
         assert answer.header("Content-Type") == content_type
         assert end is None or answer.body.endswith(end)
+
+
+async def test_a_scraper_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "SCRAPE_SECONDS", 0.05)
+
+    async def much(_: str | None) -> tuple[bytes, str]:
+        return b"x" * (64 << 20), "text/plain"  # more than the kernel keeps for those who do not read
+
+    async with serving(ops_routes(ready=lambda: True, metrics=much)) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1)
+        writer.write(get("/metrics"))
+        await until(lambda: len(served.server.connections) == 1)
+        await until(lambda: len(served.server.connections) == 0)
+        writer.close()
+        with suppress(ConnectionError):
+            await reader.read()
+            await writer.wait_closed()
+        assert served.events == []
 
 
 async def test_metrics_can_be_parsed_and_carry_our_prefix() -> None:

@@ -22,6 +22,7 @@ from sidecar.core.events import (
     Retried,
     UpstreamAttempt,
 )
+from sidecar.service.trace import Trace, current_trace
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.metrics import Metrics
 from tests.fakes import World, answered, loop_time
@@ -70,7 +71,8 @@ class Scraped:
 
     def __init__(self, cache: MemoryCache | None = None) -> None:
         self.cache = cache or MemoryCache(max_entries=10, max_bytes=1 << 20, clock=lambda: 0.0)
-        self.metrics = Metrics(version="1.2.3", cache=self.cache)
+        self.now, self.wall = 0.0, 0.0
+        self.metrics = Metrics(version="1.2.3", cache=self.cache, clock=lambda: self.now, wall=lambda: self.wall)
         self.observe = dispatcher(self.metrics.handlers())
 
     def tell(self, *events: Event) -> "Scraped":
@@ -270,6 +272,74 @@ def test_the_cache_is_read_when_asked(scraped: Scraped) -> None:
     assert scraped.value("cache_lookups_total", tier="memory", result="hit") == 3
     assert scraped.value("cache_lookups_total", tier="memory", result="miss") == 2
     assert scraped.value("cache_evictions_total", tier="memory", reason="bytes") == 5
+
+
+def test_each_requests_error_says_whose_it_was(scraped: Scraped) -> None:
+    scraped.tell(
+        RequestOutcome(None, Outcome.ERROR, 0.1, 0.0, None, "circuit_open", 503),
+        RequestOutcome(None, Outcome.ERROR, 0.1, 0.0, None, "not_cached", 504),
+        RequestOutcome(None, Outcome.ERROR, 0.1, 0.0, None, "gone", 404),
+        RequestOutcome(None, Outcome.ERROR, 0.1, 0.0, None, "schema", 422),
+    )
+    counted = [s for s in scraped.samples() if s.name == "prompt_sidecar_request_errors_total" and s.value]
+    assert {(s.labels["status"], s.labels["reason"]) for s in counted} == {
+        ("5xx", "circuit_open"),
+        ("5xx", "not_cached"),
+        ("4xx", "gone"),
+        ("4xx", "schema"),
+    }
+
+
+def test_stale_answers_are_counted_by_why(scraped: Scraped) -> None:
+    stale = RequestOutcome("explain", Outcome.STALE, 0.1, 0.0, 400.0, "stale-if-error", 200)
+    revalidated = RequestOutcome("explain", Outcome.STALE, 0.1, 0.0, 310.0, "stale-while-revalidate", 200)
+    scraped.tell(stale, revalidated, stale)
+    assert scraped.value("stale_requests_total", node="explain", reason="stale-if-error") == 2
+    assert scraped.value("stale_requests_total", node="explain", reason="stale-while-revalidate") == 1
+    assert scraped.value("stale_requests_total", node="explain", reason="network-timeout") == 0
+
+
+def test_how_long_stale_data_will_do_counts_down_and_ends_with_the_outage() -> None:
+    scraped = Scraped()
+    scraped.tell(RequestOutcome("explain", Outcome.STALE, 0.1, 0.0, 400.0, "stale-if-error", 200, 700.0))
+    scraped.tell(RequestOutcome("quiz", Outcome.STALE, 0.1, 0.0, 310.0, "stale-while-revalidate", 200, 900.0))
+    scraped.now = 100.0
+    assert scraped.value("stale_time_left_seconds", node="explain") == 600
+    assert scraped.value("stale_time_left_seconds", node="quiz") is None  # no outage is covered by that
+    scraped.tell(RequestOutcome("explain", Outcome.MISS, 0.1, 0.0, 0.0, None, 200))
+    assert scraped.value("stale_time_left_seconds", node="explain") is None
+
+
+def test_when_the_upstream_last_answered_and_last_failed_is_told(scraped: Scraped) -> None:
+    assert scraped.value("upstream_last_success_timestamp_seconds") is None
+    scraped.wall = 1000.0
+    scraped.tell(UpstreamAttempt("prompt-data", "ok", 0.1), UpstreamAttempt("prompt-data", "reset", 0.1))
+    scraped.wall = 2000.0
+    scraped.tell(UpstreamAttempt("prompt-data", "server_error", 0.1))
+    assert scraped.value("upstream_last_success_timestamp_seconds") == 1000
+    assert scraped.value("upstream_last_failure_timestamp_seconds", reason="reset") == 1000
+    assert scraped.value("upstream_last_failure_timestamp_seconds", reason="server_error") == 2000
+    scraped.tell(UpstreamAttempt("prompt-data", "gone", 0.1))  # a 404 is an answer
+    assert scraped.value("upstream_last_success_timestamp_seconds") == 2000
+
+
+def test_without_a_store_nothing_is_said_of_one(scraped: Scraped) -> None:
+    assert scraped.value("store_ok") is None
+
+
+def test_a_traced_request_is_the_example_of_its_bucket(scraped: Scraped) -> None:
+    token = current_trace.set(Trace("trace_id", "4bf92f3577b34da6a3ce929d0e0e4736"))
+    scraped.wall = 1234.5
+    scraped.tell(RequestOutcome("explain", Outcome.MISS, 0.3, 0.0, 0.0, None, 200))
+    current_trace.reset(token)
+    scraped.tell(RequestOutcome("explain", Outcome.MISS, 0.3, 0.0, 0.0, None, 200))
+    family = scraped.families(OPENMETRICS)["prompt_sidecar_request_duration_seconds"]
+    (sample,) = [sample for sample in family.samples if sample.exemplar]
+    assert sample.exemplar is not None
+    assert (sample.labels["le"], sample.value) == ("0.5", 2)
+    assert sample.exemplar.labels == {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}
+    assert (sample.exemplar.value, float(sample.exemplar.timestamp or 0)) == (0.3, 1234.5)
+    assert b" # {" not in scraped.metrics.expose(None)[0]
 
 
 def test_settings_are_told_when_they_were_taken(scraped: Scraped) -> None:

@@ -32,7 +32,8 @@ from sidecar.core.events import (
 )
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LEVELS, LogListener
-from sidecar.telemetry.metrics import BATCH, Metrics
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.request_metrics import BATCH
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 PREFIX = "prompt_sidecar_"

@@ -1,0 +1,34 @@
+"""Which trace a request belongs to (W3C Trace Context §3.2)."""
+
+import pytest
+
+from sidecar.service.trace import trace_of
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "request_id", "known"),
+    [
+        (PARENT, None, ("trace_id", TRACE)),
+        (PARENT, "abc-1", ("trace_id", TRACE)),
+        (f"cc-{TRACE}-00f067aa0ba902b7-01-what-the-future-holds", None, ("trace_id", TRACE)),
+        (None, "abc-1", ("request_id", "abc-1")),
+        ("nonsense", "abc-1", ("request_id", "abc-1")),
+        (f"ff-{TRACE}-00f067aa0ba902b7-01", None, None),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None, None),
+        (f"00-{TRACE}-{'0' * 16}-01", None, None),
+        (PARENT.upper(), None, None),
+        (f"{PARENT}\n", None, None),
+        (None, 'a"b', None),
+        (None, "a b", None),
+        (None, "x" * 65, None),
+        (None, "", None),
+        (None, None, None),
+    ],
+)
+def test_the_trace_comes_first_then_the_requests_id_then_none(
+    traceparent: str | None, request_id: str | None, known: tuple[str, str] | None
+) -> None:
+    assert trace_of(traceparent, request_id) == known
