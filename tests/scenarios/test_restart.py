@@ -398,7 +398,7 @@ async def answers_after_a_restart(upstream: Reference, tmp_path: Path, kind: str
         assert took < 0.6, f"after {started - began:.1f} s of starting a process"
 
 
-async def test_a_screen_of_the_bot_survives_a_restart(upstream: Reference, tmp_path: Path) -> None:
+async def test_a_screen_of_the_bot_survives_a_restart(upstream: Reference, shelf: Shelf) -> None:
     async def screen(sidecar: Sidecar) -> tuple[int, bytes]:
         same = {"Host": "localhost:8002"}  # whatever port it is
         async with sidecar.session.get(f"{sidecar.base}/api/v1/profiles/", headers=same) as response:
@@ -406,9 +406,9 @@ async def test_a_screen_of_the_bot_survives_a_restart(upstream: Reference, tmp_p
 
     clocks = Clocks()
     routes = {"/api/v1/profiles*": KEPT}
-    async with clocks.sidecar(upstream, tmp_path, routes=routes) as sidecar:
+    async with clocks.sidecar(upstream, shelf, routes=routes) as sidecar:
         shown = await screen(sidecar)
         assert shown[0] == 200
     upstream.fails(Mode.UNAVAILABLE)
-    async with clocks.sidecar(upstream, tmp_path, routes=routes) as sidecar:
+    async with clocks.sidecar(upstream, shelf, routes=routes) as sidecar:
         assert await screen(sidecar) == shown
