@@ -137,7 +137,16 @@ async def measured(redis: Any) -> Cost:
     tokens = [("SET", keys.token(place.owner or b""), token, "PX", 86_400_000) for place in places]
     await pipelined(redis, tokens)
     stores = [
-        ("EVAL", STORE, 2, keys.token(p.owner or b""), keys.record(p, eras), token, packed(token, 1.0, record), 600_000)
+        (
+            "EVAL",
+            STORE,
+            2,
+            keys.token(p.owner or b""),
+            keys.record(p, eras),
+            token,
+            packed(token, 1.0, p.key, record),
+            600_000,
+        )
         for p, record in zip(places, made, strict=True)
     ]
     put = await pipelined(redis, stores)

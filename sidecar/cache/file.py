@@ -4,10 +4,11 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +28,8 @@ REOPEN_SECONDS = 5.0
 """Between two attempts to use a file that was in trouble."""
 MOST_WAITING = 10_000
 """Records that wait to be written; with more, the oldest are not written: they can be fetched again."""
+AT_ONCE = 200
+"""Records read at once while all of them are: about a millisecond of the thread that requests wait for."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     key BLOB PRIMARY KEY, owner BLOB, node BLOB, used INTEGER NOT NULL, record BLOB NOT NULL
@@ -150,6 +153,24 @@ class FileStore:
             if value is not None:
                 count += await self._forget(f"{column} = ?", (value,))
         return count
+
+    async def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield the key and the record of each entry, most recently used first, some at a time."""
+        await self.flush()
+        before = 2**62
+        while await self._usable():
+            disk = self._disk
+            assert disk is not None
+            try:
+                rows = await self._in_thread(partial(disk.some_before, before))
+            except sqlite3.Error as error:
+                self._broken(error)
+                return
+            for key, record, used in rows:
+                yield key, record
+                before = used
+            if not rows:
+                return
 
     async def flush(self) -> None:
         """Write what waits."""
@@ -297,6 +318,14 @@ class _Disk:
                 )
                 entries, size = self.count()
         return entries, size
+
+    def some_before(self, used: int) -> list[tuple[bytes, bytes, int]]:
+        """Return some records that were used before this one, the last used first."""
+        rows = self._connection.execute(
+            "SELECT key, record, used FROM records WHERE used < ? AND owner IS NOT NULL ORDER BY used DESC LIMIT ?",
+            (used, AT_ONCE),
+        )
+        return rows.fetchall()
 
     def forget(self, where: str, values: tuple[bytes, ...]) -> int:
         """Delete, and be sure of it: a lost deletion would bring back what a user has changed."""

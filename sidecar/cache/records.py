@@ -42,6 +42,8 @@ class Stored(NamedTuple):
     """Which process wrote it."""
     epoch: int
     """How many writes had passed through that process when it was asked for."""
+    whose: tuple[int, str] | None = None
+    """User and node, so that it can be asked for again; the node is empty where settings serve all of them."""
 
 
 class _Document(msgspec.Struct, tag="document", array_like=True):
@@ -72,6 +74,7 @@ class _Record(msgspec.Struct, array_like=True):
     boot: bytes
     epoch: int
     kept: _Document | _Settings | _Answer
+    whose: tuple[int, str] | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -88,23 +91,30 @@ class Records:
 
     def encode(self, key: bytes, stored: Stored) -> bytes:
         """Return the record of a key's entry."""
-        record = _Record(stored.fetched_at, stored.spread, stored.boot, stored.epoch, _plain(stored.kept))
+        record = _Record(stored.fetched_at, stored.spread, stored.boot, stored.epoch, _plain(stored.kept), stored.whose)
         return self._seal.close(key, _HEAD + zlib.compress(_encoder.encode(record), LEVEL))
 
     def decode(self, key: bytes, data: bytes) -> Stored:
         """Return what a record holds; raises `RecordError`."""
-        content = self._seal.open(key, data)
-        if not content.startswith(_HEAD):
-            raise RecordError("version")
-        try:
-            record = _decoder.decode(_unpacked(content[len(_HEAD) :]))
-        except (msgspec.MsgspecError, UnicodeDecodeError, zlib.error, RecursionError) as error:
-            raise RecordError("shape") from error
+        record = self._opened(key, data)
         try:
             kept = self._kept(record.kept)
         except (TemplateRejected, ValueError) as error:
             raise RecordError("template") from error
-        return Stored(kept, record.fetched_at, record.spread, record.boot, record.epoch)
+        return Stored(kept, record.fetched_at, record.spread, record.boot, record.epoch, record.whose)
+
+    def whose(self, key: bytes, data: bytes) -> tuple[int, str] | None:
+        """Return whose record it is, without a look at the rest; raises `RecordError`."""
+        return self._opened(key, data).whose
+
+    def _opened(self, key: bytes, data: bytes) -> _Record:
+        content = self._seal.open(key, data)
+        if not content.startswith(_HEAD):
+            raise RecordError("version")
+        try:
+            return _decoder.decode(_unpacked(content[len(_HEAD) :]))
+        except (msgspec.MsgspecError, UnicodeDecodeError, zlib.error, RecursionError) as error:
+            raise RecordError("shape") from error
 
     def close_note(self, key: bytes, text: str) -> bytes:
         """Return a word about the store, closed like a record: nobody else shall choose it."""
@@ -189,6 +199,16 @@ def store_key(namespace: str, key: Key) -> bytes:
         case _:
             raise TypeError(f"{type(key).__name__} has no place in a store")
     return _hashed(namespace, *parts)
+
+
+def whose(key: Key) -> tuple[int, str] | None:
+    """Return user and node of what can be asked for again by them."""
+    match key:
+        case PromptKey():
+            return key.user_id, key.node_name
+        case SettingsKey():
+            return key.user_id, ""
+    return None
 
 
 def owner_tag(namespace: str, owner: int | None) -> bytes:

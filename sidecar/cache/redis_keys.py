@@ -3,21 +3,24 @@
 | key | what |
 |---|---|
 | `PREFIX:SPACE:{OWNER}:token` | a random token; what was fetched before it was taken away is of no use |
-| `PREFIX:SPACE:{OWNER}:RECORD` | token, instant of the fetch, record |
+| `PREFIX:SPACE:{OWNER}:RECORD` | token, instant of the fetch, key of the place, record |
 | `PREFIX:SPACE:{NOTE}` | a word about the store itself |
 | `PREFIX:SPACE:{group}:eras` | a random era of all records, and of each node that was ever invalidated |
 | `PREFIX:SPACE:{group}:changes` | the stream by which the sidecars tell each other of changes |
 """
 
+import re
 import struct
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from hashlib import blake2b
 
-from sidecar.cache.records import Place
+from sidecar.cache.records import KEY_BYTES, Place
 
 TOKEN_BYTES = 16
-HEAD_BYTES = TOKEN_BYTES + 8
+PLACE_AT = TOKEN_BYTES + 8
+HEAD_BYTES = PLACE_AT + KEY_BYTES
+NO_RECORDS = (b":token", b":eras", b":changes")
 ALL = b"*"
 """The era of all records."""
 
@@ -41,9 +44,9 @@ return 1
 """Keep ARGV[2] for ARGV[3] ms, if the owner's token is still ARGV[1], and nothing younger stands there."""
 
 
-def packed(token: bytes, fetched_at: float, record: bytes) -> bytes:
+def packed(token: bytes, fetched_at: float, place: bytes, record: bytes) -> bytes:
     """Return what stands under a record's key."""
-    return token + struct.pack(">d", fetched_at) + record
+    return token + struct.pack(">d", fetched_at) + place + record
 
 
 class Keyspace:
@@ -54,6 +57,11 @@ class Keyspace:
         self._root = f"{prefix}:{_text(space)}"
         self.eras = f"{self._root}:{{group}}:eras"
         self.changes = f"{self._root}:{{group}}:changes"
+
+    @property
+    def pattern(self) -> str:
+        """What the keys of all records match, and some others; a prefix may hold what is special in a pattern."""
+        return re.sub(r"([*?\[\]\\])", r"\\\1", self._root) + ":{*}:*"
 
     def token(self, owner: bytes) -> str:
         """Return the key of an owner's token."""

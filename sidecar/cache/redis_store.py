@@ -3,12 +3,12 @@
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from sidecar.cache.records import Place
 from sidecar.cache.redis_client import RedisCache
-from sidecar.cache.redis_keys import HEAD_BYTES, LEARN, STORE, TOKEN_BYTES, Keyspace, packed
+from sidecar.cache.redis_keys import HEAD_BYTES, LEARN, NO_RECORDS, PLACE_AT, STORE, TOKEN_BYTES, Keyspace, packed
 from sidecar.cache.redis_link import RedisLink, StoreDownError
 from sidecar.service.ports import Clock
 
@@ -20,6 +20,8 @@ MOST_WAITING = 10_000
 """Records that wait to be written; with more, the oldest are not written: they can be fetched again."""
 AT_ONCE = 8
 """Records written at once: half of the connections, so that reads find one."""
+READ_AT_ONCE = 100
+"""Records read by one call while all of them are."""
 
 
 class _Ticket(NamedTuple):
@@ -141,6 +143,28 @@ class RedisStore:
         for owner in owners:
             self._tokens.pop(owner, None)
 
+    async def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield the key of each record's place, and the record; those of an older era as well."""
+        found: AsyncIterator[bytes] | None = None
+
+        async def some(redis: RedisCache) -> list[bytes | None]:
+            nonlocal found
+            if found is None:
+                found = aiter(redis.client.scan_iter(match=self._keys.pattern, count=READ_AT_ONCE))
+            keys = [key async for key in _first(found, READ_AT_ONCE)]
+            return [await redis.get(key) for key in keys if not key.endswith(NO_RECORDS)] if keys else [b""]
+
+        while True:
+            try:
+                values = await self._link.call(some)
+            except StoreDownError:
+                return
+            for value in values:
+                if value is not None and len(value) > HEAD_BYTES:
+                    yield value[PLACE_AT:HEAD_BYTES], value[HEAD_BYTES:]
+            if values == [b""]:
+                return
+
     async def flush(self) -> None:
         """Write what waits."""
         if self._writing is not None:
@@ -164,7 +188,7 @@ class RedisStore:
         elif ticket is None:
             await self._try(lambda redis: self._learn(redis, owner))
         else:
-            value = packed(ticket.token, waiting.fetched_at, waiting.record)
+            value = packed(ticket.token, waiting.fetched_at, place.key, waiting.record)
             token_key = self._keys.token(owner)
 
             async def store(redis: RedisCache) -> None:
@@ -195,3 +219,11 @@ class RedisStore:
         except StoreDownError:
             return False
         return True
+
+
+async def _first(found: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    for _ in range(most):
+        try:
+            yield await anext(found)
+        except StopAsyncIteration:
+            return

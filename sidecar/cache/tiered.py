@@ -1,10 +1,10 @@
 """Memory before a store: what a restart would lose is kept behind it, and recalled when memory has nothing."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from sidecar.cache.memory import MemoryCache
-from sidecar.cache.records import Place, Records, Stored, node_tag, note_place, owner_tag, place_of
+from sidecar.cache.records import Place, Records, Stored, node_tag, note_place, owner_tag, place_of, whose
 from sidecar.cache.seals import RecordError
 from sidecar.core.events import RecordDropped, StoreLookup
 from sidecar.core.model import Entry, Key
@@ -69,6 +69,10 @@ class Store(StoreStats, Protocol):
         """Forget, for good before this returns; say how many."""
         ...
 
+    def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield the key of each record's place, and the record; what is put meanwhile may be left out."""
+        ...
+
     async def close(self) -> None:
         """Write what waits to be written, and let go."""
         ...
@@ -121,7 +125,7 @@ class TieredCache:
         if self._store is None:
             return
         age = self._clock() - entry.confirmed_at
-        stored = Stored(entry.document, self._wall() - age, entry.spread, self._boot, entry.epoch)
+        stored = Stored(entry.document, self._wall() - age, entry.spread, self._boot, entry.epoch, whose(key))
         place = self._place(key)
         self._store.put(
             place, self._records.encode(place.key, stored), fetched_at=stored.fetched_at, ttl=ttl, ticket=ticket
@@ -185,6 +189,19 @@ class TieredCache:
         except RecordError as error:
             self._observe(RecordDropped(error.reason))
             return None
+
+    async def working_set(self) -> AsyncIterator[tuple[int, str]]:
+        """Yield user and node of all that is kept behind the memory; the node is empty where it is all of them."""
+        if self._store is None:
+            return
+        async for key, data in self._store.walk():
+            try:
+                pair = self._records.whose(key, data)
+            except RecordError as error:
+                self._observe(RecordDropped(error.reason))
+                continue
+            if pair is not None:
+                yield pair
 
     def _place(self, key: Key) -> Place:
         return place_of(self._namespace, key)

@@ -152,15 +152,18 @@ class UpstreamClient:
 
 
 def _failure(response: aiohttp.ClientResponse, content: bytes) -> UpstreamFailure:
-    kind = kind_of_status(response.status)
     content_type = response.headers.get("Content-Type", "application/octet-stream")
-    answer = Answer(response.status, content, content_type) if response.status >= 400 else None
+    return answered(response.status, content, content_type, retry_after=response.headers.get("Retry-After"))
+
+
+def answered(status: int, content: bytes, content_type: str, *, retry_after: str | None = None) -> UpstreamFailure:
+    """Return the failure that an answer of this status is."""
     return UpstreamFailure(
-        kind,
-        f"the config service answered {response.status}",
-        status=response.status,
-        retry_after=retry_after_seconds(response.headers.get("Retry-After")),
-        answer=answer,
+        kind_of_status(status),
+        f"the config service answered {status}",
+        status=status,
+        retry_after=retry_after_seconds(retry_after),
+        answer=Answer(status, content, content_type) if status >= 400 else None,
     )
 
 

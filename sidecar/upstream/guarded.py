@@ -117,18 +117,21 @@ class Guard:
         *,
         once: bool = False,
         known: object = None,
+        per_try_timeout: float | None = None,
     ) -> Confirmation[T]:
         """Return what the attempt brings before `deadline_at`; raises the last attempt's `UpstreamFailure`.
 
-        `once`: neither retried nor counted for the upstream's health; `known`: the result that means "not modified".
+        `once`: neither retried nor counted for the upstream's health; `known`: the result that means "not modified";
+        `per_try_timeout`: seconds, where an attempt takes longer than others.
         """
+        patience = self._per_try_timeout if per_try_timeout is None else per_try_timeout
         self._budget.deposit()
         attempts = 0
         last: UpstreamFailure | None = None
         while True:
             attempts += 1
             try:
-                return await self._once(endpoint, attempt, deadline_at, known, counts=not once)
+                return await self._once(endpoint, attempt, deadline_at, known, patience, counts=not once)
             except UpstreamFailure as failure:
                 if last is not None and failure.kind in NOT_ASKED:
                     raise last from None
@@ -151,7 +154,14 @@ class Guard:
             await asyncio.sleep(delay)
 
     async def _once(
-        self, endpoint: str, attempt: Callable[[], Awaitable[T]], deadline_at: float, known: object, *, counts: bool
+        self,
+        endpoint: str,
+        attempt: Callable[[], Awaitable[T]],
+        deadline_at: float,
+        known: object,
+        per_try_timeout: float,
+        *,
+        counts: bool,
     ) -> Confirmation[T]:
         async with self._slot(deadline_at):
             remaining = deadline_at - self._clock()
@@ -164,7 +174,7 @@ class Guard:
                 )
             with self._breaker.permit() as permit:
                 sent_at = self._clock()
-                patience = min(self._per_try_timeout, remaining)
+                patience = min(per_try_timeout, remaining)
                 result = "crashed"
                 verdict = Verdict.NEUTRAL
                 try:
@@ -177,7 +187,7 @@ class Guard:
                     raise
                 except TimeoutError as error:
                     # An attempt cut short by the deadline says little of the upstream's health.
-                    verdict = Verdict.FAILURE if patience * 2 >= self._per_try_timeout else Verdict.NEUTRAL
+                    verdict = Verdict.FAILURE if patience * 2 >= per_try_timeout else Verdict.NEUTRAL
                     result = FailureKind.READ_TIMEOUT.value
                     raise UpstreamFailure(
                         FailureKind.READ_TIMEOUT, "the config service did not answer in time"

@@ -74,9 +74,10 @@ class PromptDataSource:
         if response.status == 304:
             assert known is not None
             return known
-        return self._document(key, response.body, response.headers.get("ETag"))
+        return self.document(key, response.body, response.headers.get("ETag"))
 
-    def _document(self, key: PromptKey, body: bytes, etag: str | None) -> Document:
+    def document(self, key: PromptKey, body: bytes, etag: str | None) -> Document:
+        """Read a document; raises `UpstreamFailure`."""
         payload = decoded(_decoder, body)
         if payload.user_id is not None and str(payload.user_id) != str(key.user_id):
             raise bad("the document of another user")
