@@ -21,10 +21,12 @@ from sidecar.server.ops import ops_routes
 from sidecar.server.prompt_data import PromptData
 from sidecar.server.proxy import Proxy
 from sidecar.server.traced import traced
+from sidecar.server.warm_calls import warm_routes
 from sidecar.service.generations import Generation
 from sidecar.service.ports import Clock, Observer
 from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
+from sidecar.start_warm import begin_warm_up, warm_up_rule
 from sidecar.status import status_of
 from sidecar.upstream.forward import Forwarder
 from sidecar.watch import watch
@@ -72,7 +74,14 @@ async def running(
                 core.invalidations,
                 is_loopback=settings.ops.listen.is_loopback,
                 token_file=settings.ops.admin_token_file,
+                others=warm_routes(
+                    core.warm_jobs,
+                    warm_up_rule(settings.warmup),
+                    core.tiers.working_set if core.store is not None else None,
+                    max_pairs=settings.warmup.max_pairs,
+                ),
             ),
+            gate=await begin_warm_up(core, settings, clock),
         )
         ops_runner = _runner(ops, settings, core.observer)
         runner = _runner(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)

@@ -1,4 +1,4 @@
-"""The command: run | check-config | invalidate | demo | upstream."""
+"""The command: run | check-config | warm | invalidate | demo | upstream."""
 
 import asyncio
 import gc
@@ -233,9 +233,10 @@ def _http_url(_context: click.Context, _parameter: click.Parameter, value: str) 
 def invalidate(
     user: int | None, node: str | None, *, everything: bool, ops_url: str, token_file: Path | None, as_json: bool
 ) -> None:
-    """Have a running sidecar, and its group, ask the upstream again.
+    """Make what a running sidecar keeps void.
 
-    What is invalidated is not served any more, in an outage either: neither from memory nor from the store.
+    It and its group ask the upstream again. What is invalidated is not served any more, in an outage either: neither
+    from memory nor from the store.
     """
     from sidecar.ops_client import OpsError, call
 
@@ -252,6 +253,59 @@ def invalidate(
         return
     group = "; the other sidecars of its group are told" if done["group_told"] else ""
     click.echo(f"Invalidated: {done['memory']} entries in memory, {done['store']} in the store{group}.")
+
+
+@main.command(
+    epilog="Exit codes: 0 all warm, 1 some failed, 2 usage or no usable list, 3 stopped early, 130 interrupted."
+)
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("--users", metavar="ID,ID,…", help="Users, each with each of --nodes.")
+@click.option("--nodes", metavar="NAME,NAME,…", help="Nodes, for each of --users.")
+@click.option("--from-store", is_flag=True, help="What the sidecar's store has.")
+@click.option("--rate", type=click.IntRange(1, 100_000), help="Pairs a second at most. Default: warmup.rate.")
+@click.option("--concurrency", type=click.IntRange(1, 100), help="Calls at once at most. Default: warmup.concurrency.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File that remembers how far it is, to go on there.",
+)
+@_ops_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def warm(
+    files: tuple[str, ...],
+    users: str | None,
+    nodes: str | None,
+    *,
+    from_store: bool,
+    rate: int | None,
+    concurrency: int | None,
+    resume: Path | None,
+    ops_url: str,
+    token_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Fill a running sidecar beforehand.
+
+    Templates and settings are brought into its memory and its store.
+
+    FILE is CSV (user_id,node_name) or JSON lines with these two keys; - is standard input.
+    """
+    from sidecar.warm_command import ListError, Wanted, crossed, read_list, warm
+
+    if (users is None) != (nodes is None):
+        raise click.UsageError("--users and --nodes go together.")
+    if bool(files) + (users is not None) + from_store != 1:
+        raise click.UsageError("Say what: files, --users and --nodes, or --from-store.")
+    if from_store and resume is not None:
+        raise click.UsageError("--resume needs a list: what the store has changes all the time.")
+    try:
+        pairs = read_list(files, lambda line: click.echo(line, err=True)) if files else None
+        if users is not None and nodes is not None:
+            pairs = crossed(users, nodes)
+    except ListError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_USAGE)
+    sys.exit(warm(Wanted(pairs, ops_url, token_file, rate, concurrency, resume, as_json)))
 
 
 @main.command()

@@ -60,6 +60,7 @@ __all__ = [
     "StoreSettings",
     "UpstreamApi",
     "UpstreamSettings",
+    "WarmUpSettings",
     "contradictions",
     "effective",
     "keys",
@@ -434,6 +435,46 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUpSettings:
+    """Warm-up: at start, by `prompt-sidecar warm`, or by `POST /admin/warm`."""
+
+    file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "a list of users and nodes to warm up at start: user_id,node_name, or JSON lines",
+    )
+    from_store: bool = setting(
+        False,  # noqa: FBT003 — a default, as every other key's
+        Switch(),
+        "warm up at start what the store has: it is taken into memory, and refreshed where it is stale",
+    )
+    min_ratio: float = setting(
+        0.0, percent(), "the share of that list that must be warm before the sidecar is ready; 0%: it does not wait"
+    )
+    timeout: float = setting(
+        60.0,
+        duration("1s", "1h"),
+        "ready at the latest after this, whatever is warm: an outage must not keep a pod away",
+    )
+    rate: int = setting(500, Whole(1, 100_000), "pairs a second at most")
+    concurrency: int = setting(
+        4, Whole(1, 100), "calls at once at most; none goes out while live traffic fills half of them"
+    )
+    batch: int = setting(
+        100, Whole(1, 500), "pairs in one batch call, where the config service has it; 1: single calls"
+    )
+    batch_timeout: float = setting(
+        10.0,
+        duration("100ms", "5m"),
+        "how long one batch call may take: it brings a hundred times what a single one does",
+    )
+    patience: float = setting(
+        60.0, duration("0s", "1h"), "a job is stopped when no call could go out for this long: the circuit is open"
+    )
+    max_pairs: int = setting(1_000_000, Whole(1, 100_000_000), "pairs in one list; about 30 bytes each in memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
     """What a request to the sidecar may weigh."""
 
@@ -502,6 +543,7 @@ class Settings:
     proxy: ProxySettings = section(ProxySettings)
     cache: CacheSettings = section(CacheSettings)
     store: StoreSettings = section(StoreSettings)
+    warmup: WarmUpSettings = section(WarmUpSettings)
     limits: LimitSettings = section(LimitSettings)
     log: LogSettings = section(LogSettings)
     metrics: MetricsSettings = section(MetricsSettings)

@@ -26,6 +26,9 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
         "parity": {"set_aside": {node: digest[:12] for node, digest in core.shadow.set_aside.items()}},
         "cache": {"entries": len(core.cache), "bytes": core.cache.bytes},
     }
+    if core.warm_jobs.latest is not None:
+        answer["warmup"] = core.warm_jobs.status(core.warm_jobs.latest)
+        del answer["warmup"]["failures"]  # users are named there
     if core.store is not None:
         answer["store"] = {
             "kind": core.store.kind,

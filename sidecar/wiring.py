@@ -3,7 +3,7 @@
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -27,12 +27,15 @@ from sidecar.service.prompts import PromptManager, Rules
 from sidecar.service.rendering import ConfirmedNodes
 from sidecar.service.resources import Resources
 from sidecar.service.shadow import Shadow, ShadowRule
+from sidecar.service.warm_jobs import WarmJobs
+from sidecar.service.warmup import WarmUp
 from sidecar.service.writes import Writes
 from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
 from sidecar.stores import StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
+from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
 from sidecar.upstream.detect import EndpointProbe
@@ -61,6 +64,7 @@ class Core:
     """What answers prompts, without the listeners."""
 
     manager: PromptManager
+    warm_jobs: WarmJobs
     reads: Resources[RouteKey, StaticAnswer]
     cache: MemoryCache
     tiers: TieredCache
@@ -175,15 +179,10 @@ async def open_core(
         "background": background,
         "observer": observer,
     }
-    prompt_data: Resources[PromptKey, Document] = Resources(
-        source=GuardedSource(
-            guard,
-            PromptDataSource(
-                client, templates, autoescape=render.autoescape, undefined=render.undefined, exists=exists
-            ),
-        ),
-        **shared,
+    single = PromptDataSource(
+        client, templates, autoescape=render.autoescape, undefined=render.undefined, exists=exists
     )
+    prompt_data: Resources[PromptKey, Document] = Resources(source=GuardedSource(guard, single), **shared)
     documents: dict[Generation, Documents] = {Generation.PROMPT_DATA: FromPromptData(prompt_data, nodes.confirm)}
     if template_file is not None:
         user_settings: Resources[SettingsKey, UserSettings] = Resources(
@@ -223,6 +222,15 @@ async def open_core(
     )
     core = Core(
         manager=manager,
+        warm_jobs=_warm_jobs(
+            settings,
+            manager=manager,
+            batch=BatchSource(client, guard, single, timeout=settings.warmup.batch_timeout),
+            has_room=service.has_room,
+            nodes=nodes,
+            clock=clock,
+            observer=observer,
+        ),
         reads=reads,
         cache=memory,
         tiers=cache,
@@ -252,6 +260,29 @@ async def open_core(
         await client.close()
 
 
+def _warm_jobs(
+    settings: Settings,
+    *,
+    manager: PromptManager,
+    batch: BatchSource,
+    has_room: Callable[[], bool],
+    nodes: ConfirmedNodes,
+    clock: Clock,
+    observer: Observer,
+) -> WarmJobs:
+    warm_up = WarmUp(
+        documents=manager.documents_in_use,
+        batch=batch,
+        has_room=has_room,
+        policy_for=manager.policy_for,
+        confirm=nodes.confirm,
+        deadline=lambda: max(manager.rules.deadline, settings.warmup.batch_timeout),
+        clock=clock,
+        observer=observer,
+    )
+    return WarmJobs(warm_up, clock)
+
+
 async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng) -> None:
     """Begin what goes on behind the requests."""
     selection, templates = core.selection, core.templates
@@ -259,6 +290,7 @@ async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng
     await _remember_generation(selection, core.tiers, documents)
     interval = core.settings.upstream.detect_interval
     core.background.keep(selection.watch(lambda: interval * rng.uniform(0.9, 1.1)), name="detect-generation")
+    core.background.keep(core.warm_jobs.work(), name="warm-up")
     if templates is not None:
         core.background.keep(watch(templates.path, templates.reload, since=templates.read_as), name="watch-templates")
 

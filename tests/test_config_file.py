@@ -32,7 +32,7 @@ DEADLINE = f"a duration from 10ms to 10m, {DURATION}"
 PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
 TOP = "listen, ops, upstream, deadline, retry, breaker, policy, render, rollout, shadow, routes, "
-TOP += "proxy, cache, store, limits, log, metrics"
+TOP += "proxy, cache, store, warmup, limits, log, metrics"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
 

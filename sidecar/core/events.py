@@ -100,6 +100,20 @@ class Invalidated(NamedTuple):
     scope: str
 
 
+class WarmedUp(NamedTuple):
+    """One pair of a warm-up was dealt with; `result`: stored, fresh or failed."""
+
+    result: str
+
+
+class WarmUpEnded(NamedTuple):
+    """A warm-up has ended; `state`: done, stopped or cancelled; how many of which result, and why some failed."""
+
+    state: str
+    results: dict[str, int]
+    reasons: dict[str, int]
+
+
 class GenerationChanged(NamedTuple):
     """Another generation of the config service is in use from now on."""
 
@@ -220,6 +234,8 @@ Event = (
     | Evicted
     | Written
     | Invalidated
+    | WarmedUp
+    | WarmUpEnded
     | GenerationChanged
     | NotAdmitted
     | TemplatesLoaded

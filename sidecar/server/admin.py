@@ -1,7 +1,7 @@
 """Admin calls on the ops listener: on loopback, or with a token (contract §5)."""
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, TypeVar
 
@@ -79,8 +79,9 @@ def admin_routes(
     *,
     is_loopback: bool,
     token_file: Path | None,
+    others: Mapping[tuple[str, str], Handler] | None = None,
 ) -> dict[tuple[str, str], Handler]:
-    """Return the admin calls by method and path."""
+    """Return the admin calls by method and path; `others`: further ones, to be guarded in the same way."""
 
     async def parity(asked: _Reset) -> object:
         return {"reset": reset_parity(asked.reset)}
@@ -101,7 +102,7 @@ def admin_routes(
 
         return allowed
 
-    return {
+    return {place: guarded(handler) for place, handler in (others or {}).items()} | {
         ("POST", PARITY): guarded(_answering(_Reset, parity, '{"reset": NODE}, or {"reset": null} for all nodes')),
         ("POST", INVALIDATE): guarded(
             _answering(_Invalidate, invalidate, '{"user": NUMBER above 0}, {"node": NAME} or {"all": true}')

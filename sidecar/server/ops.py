@@ -17,13 +17,15 @@ SCRAPE_SECONDS = 10.0
 def ops_routes(
     *,
     ready: Callable[[], bool],
+    gate: Callable[[], str | None] = lambda: None,
     metrics: Callable[[str | None], Awaitable[tuple[bytes, str]]],
     status: Callable[[], dict[str, Any]] = dict,
     admin: Mapping[tuple[str, str], Handler] | None = None,
 ) -> Routes:
     """Return the ops listener's routes.
 
-    `metrics`: the Accept header → body and content type; `status`: what `/status` says; `admin`: further calls.
+    `gate`: why it is not ready though requests can be served; `metrics`: the Accept header → body and content type;
+    `status`: what `/status` says; `admin`: further calls.
     Liveness says only that the process answers; readiness that requests can be served, whatever the upstream does: an
     outage is what we are here for.
     """
@@ -32,7 +34,10 @@ def ops_routes(
         return web.Response(text="ok\n")
 
     async def readyz(_: web.BaseRequest) -> web.Response:
-        return web.Response(text="ok\n") if ready() else problem(503, "The sidecar is starting or draining.")
+        if not ready():
+            return problem(503, "The sidecar is starting or draining.")
+        closed = gate()
+        return web.Response(text="ok\n") if closed is None else problem(503, closed)
 
     async def scrape(request: web.BaseRequest) -> web.Response:
         body, content_type = await metrics(request.headers.get("Accept"))

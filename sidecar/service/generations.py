@@ -54,6 +54,15 @@ class Documents(Protocol):
 
     generation: Generation
 
+    @property
+    def resources(self) -> Resources[Any, Any]:
+        """What is kept of them."""
+        ...
+
+    def key_for(self, user_id: int, node_name: str) -> Any:
+        """Return what is kept for a user and a node (or, with an empty one, for all); None where nothing can be."""
+        ...
+
     async def document(self, wanted: Wanted, terms: Terms) -> Ready:
         """Return the document; raises `PromptError`, or `Diverted`."""
         ...
@@ -77,23 +86,27 @@ class FromPromptData:
     generation = Generation.PROMPT_DATA
 
     def __init__(self, resources: Resources[PromptKey, Document], confirm: Callable[[str], None]) -> None:
-        self._resources = resources
+        self.resources = resources
         self._confirm = confirm
+
+    def key_for(self, user_id: int, node_name: str) -> PromptKey | None:
+        """Return the document's key; there is none without a node."""
+        return PromptKey(user_id, node_name) if node_name else None
 
     async def document(self, wanted: Wanted, terms: Terms) -> Ready:
         """Return the document; raises `PromptError`, or `Diverted`."""
-        obtained = await self._resources.obtain(_key(wanted), terms)
+        obtained = await self.resources.obtain(_key(wanted), terms)
         self._confirm(wanted.node_name)
         return _ready(obtained, terms, obtained.entry.document, obtained.entry.document.required)
 
     def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
         """Return what is kept instead of what failed, if the policy allows it now."""
-        kept = self._resources.instead(_key(wanted), terms, failure, forward)
+        kept = self.resources.instead(_key(wanted), terms, failure, forward)
         return None if kept is None else _ready(kept, terms, kept.entry.document, kept.entry.document.required)
 
     async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
         """Return the document as the upstream has it now; None where it cannot be had."""
-        landed = await self._resources.refresh(_key(wanted), terms)
+        landed = await self.resources.refresh(_key(wanted), terms)
         if isinstance(landed, UpstreamFailure):
             return None
         self._confirm(wanted.node_name)
@@ -101,7 +114,7 @@ class FromPromptData:
 
     def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
-        return self._resources.is_aging(_key(wanted), policy)
+        return self.resources.is_aging(_key(wanted), policy)
 
 
 class FromPlaceholders:
@@ -112,9 +125,17 @@ class FromPlaceholders:
     def __init__(
         self, resources: Resources[SettingsKey, UserSettings], templates: TemplateSet, confirm: Callable[[str], None]
     ) -> None:
-        self._resources = resources
+        self.resources = resources
         self._templates = templates
         self._confirm = confirm
+
+    def key_for(self, user_id: int, node_name: str) -> SettingsKey | None:
+        """Return the key of the user's settings, which serve all nodes that there is a template for."""
+        try:
+            known = not node_name or self._templates.find(node_name) is not None
+        except UpstreamFailure:
+            known = False  # the service renders it
+        return SettingsKey(user_id) if known and user_id <= LARGEST_USER else None
 
     async def document(self, wanted: Wanted, terms: Terms) -> Ready:
         """Return the document; raises `PromptError`, or `Diverted`."""
@@ -124,7 +145,7 @@ class FromPlaceholders:
             raise PromptError(400, refused, reason="schema", provenance=Provenance(detail="request"))
         if _needs_nobody(wanted, template):
             return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
-        obtained = await self._resources.obtain(SettingsKey(wanted.user_id), terms)
+        obtained = await self.resources.obtain(SettingsKey(wanted.user_id), terms)
         return _composed(obtained, terms, template)
 
     def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
@@ -135,7 +156,7 @@ class FromPlaceholders:
             return None
         if _needs_nobody(wanted, template):
             return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
-        kept = self._resources.instead(SettingsKey(wanted.user_id), terms, failure, forward)
+        kept = self.resources.instead(SettingsKey(wanted.user_id), terms, failure, forward)
         return None if kept is None else _composed(kept, terms, template)
 
     async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
@@ -146,12 +167,12 @@ class FromPlaceholders:
             return None
         if _needs_nobody(wanted, template):
             return _compose(_NOBODY, template)
-        landed = await self._resources.refresh(SettingsKey(wanted.user_id), terms)
+        landed = await self.resources.refresh(SettingsKey(wanted.user_id), terms)
         return None if isinstance(landed, UpstreamFailure) else _compose(landed.entry.document, template)
 
     def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
-        return self._resources.is_aging(SettingsKey(wanted.user_id), policy)
+        return self.resources.is_aging(SettingsKey(wanted.user_id), policy)
 
     def _template(self, node_name: str) -> CompiledTemplate:
         try:

@@ -111,6 +111,16 @@ class PromptManager:
         now = self._clock()
         return {node: detail for node, (until, detail) in self._not_admitted.items() if until > now}
 
+    def policy_for(self, node_name: str) -> Policy:
+        """Return the policy that is in force for a node."""
+        return self._rules.policy_for(node_name)
+
+    async def documents_in_use(self) -> Documents | None:
+        """Return where documents come from, None where the service renders by itself, or is not known yet."""
+        if self._selection.current is None:
+            await self._selection.settle(self._rules.deadline)
+        return self._known_documents()
+
     def _look_again(self) -> None:
         """Note whether a request may be answered from the cache without a look at anything else: most may."""
         self._straight = (

@@ -252,6 +252,13 @@ class Resources(Generic[K, V]):
             for each in self._keep_under(policy)
         )
 
+    async def is_fresh(self, key: K, terms: Terms) -> bool:
+        """Return whether what is kept, in memory or behind it, is fresh."""
+        entry = self.peek(key)
+        if self._cache.has_store and self._may_be_behind(entry, terms, self._clock()):
+            entry = await self._recall(key, terms)
+        return look(entry, terms.policy, self._clock()).state is State.FRESH
+
     def is_aging(self, key: K, policy: Policy) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
         view = look(self.peek(key), policy, self._clock())

@@ -30,6 +30,7 @@ from sidecar.core.events import (
     StoreChanged,
     TemplatesLoaded,
     UpstreamAttempt,
+    WarmUpEnded,
     Written,
 )
 from sidecar.telemetry.dispatch import Handlers
@@ -114,6 +115,7 @@ class LogListener:
             RecordDropped: lambda e: log.warning("record_dropped", reason=e.reason),
             StoreChanged: self._store_changed,
             Invalidated: self._invalidated,
+            WarmUpEnded: self._warm_up_ended,
             RenderedEmpty: self._rendered_empty,
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
@@ -168,6 +170,10 @@ class LogListener:
             self._log.error("settings_not_reloaded", problems=event.problems)
         else:
             self._log.info("settings_reloaded", waiting_for_restart=event.restart)
+
+    def _warm_up_ended(self, event: WarmUpEnded) -> None:
+        tell = self._log.info if event.state == "done" and not event.results["failed"] else self._log.warning
+        tell("warm_up_ended", state=event.state, **event.results, reasons=event.reasons)
 
     def _invalidated(self, event: Invalidated) -> None:
         if event.source == "admin" or event.scope != "user":

@@ -35,6 +35,7 @@ from sidecar.core.events import (
     StoreLookup,
     TemplatesLoaded,
     UpstreamAttempt,
+    WarmedUp,
     Written,
 )
 from sidecar.telemetry.dispatch import Handlers
@@ -213,6 +214,14 @@ class Metrics:
             "Prompts in which a placeholder that nobody gave became nothing, as the config service's own options say.",
             registry=registry,
         )
+        self._warmed_up = Counter(
+            "prompt_sidecar_warmup_pairs_total",
+            "Pairs of user and node that a warm-up dealt with. Many for `failed`: /status says why.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("stored", "fresh", "failed"):
+            self._warmed_up.labels(result)
         self._invalidations = Counter(
             "prompt_sidecar_invalidations_total",
             "Entries removed because they no longer hold, by who said so.",
@@ -344,6 +353,7 @@ class Metrics:
             NotRendered: lambda event: self._render_errors.labels(event.reason).inc(),
             Written: lambda _: self._invalidations.labels("write").inc(),
             Invalidated: lambda event: self._invalidations.labels(event.source).inc(),
+            WarmedUp: lambda event: self._warmed_up.labels(event.result).inc(),
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda _: self._not_admitted.inc(),
             TemplatesLoaded: lambda event: self._templates_ok.set(event.error is None),

@@ -19,11 +19,14 @@ MOST = 500
 """Pairs in one call (contract §2)."""
 
 
+_NO_DATA = msgspec.Raw(b"null")
+
+
 class _Result(msgspec.Struct):
     user_id: int | str
     node_name: str
     status: int
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _NO_DATA
     detail: str | None = None
 
 
@@ -70,7 +73,7 @@ class BatchSource:
         if result.status != 200:
             detail = json.dumps({"detail": result.detail or ""}).encode()
             return answered(result.status, detail, "application/json")
-        if result.data is None:
+        if bytes(result.data) == b"null":
             return bad("a result without data")
         try:
             return self._documents.document(key, bytes(result.data), None)
