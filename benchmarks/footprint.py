@@ -104,7 +104,8 @@ def _mib(process: psutil.Process) -> float:
 
 def _cores(before: Any, process: psutil.Process, seconds: float) -> float:
     after = process.cpu_times()
-    return round((after.user + after.system - before.user - before.system) / seconds, 3)
+    spent: float = after.user + after.system - before.user - before.system
+    return round(spent / seconds, 3)
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ def pod(overlay: str) -> Manifest:
 def sidecar(overlay: str) -> Manifest:
     """Return the sidecar's container."""
     both = [*pod(overlay).get("initContainers", []), *pod(overlay)["containers"]]
+    found: Manifest
     (found,) = [each for each in both if each["name"] == "prompt-sidecar"]
     return found
 
