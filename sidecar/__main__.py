@@ -1,5 +1,21 @@
-"""Make `python -m sidecar` the same as `prompt-sidecar`."""
+"""`python -m sidecar`, which is `prompt-sidecar`: the short way to a probe, and the command line for all else."""
 
-from sidecar.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command.
+
+    A kubelet probes every few seconds for as long as the pod lives, so a probe imports nothing but a socket.
+    """
+    if sys.argv[1:2] == ["probe"]:
+        from sidecar.probe import main as probe
+
+        probe(sys.argv[2:])  # ends the process, or leaves what it cannot read to the command line below
+    from sidecar.cli import main as command_line
+
+    command_line(prog_name="prompt-sidecar")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 """The composition root: a wired core and its listeners; start, reload and drain."""
 
 import os
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from typing import NamedTuple
@@ -55,13 +56,15 @@ async def running(
     clock: Clock = time.monotonic,
     wall: Clock = time.time,
     rng: Rng | None = None,
+    sockets: Mapping[str, socket.socket] | None = None,
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
-    `origin`: where the settings come from; without one a reload finds them unchanged.
+    `origin`: where the settings come from; without one a reload finds them unchanged. `sockets`: listening already, by
+    the names of `sidecar.activation`; each is used in place of the address in the settings.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
-    ready = False
+    ready, inherited = False, sockets or {}
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
     async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
         reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
@@ -86,8 +89,8 @@ async def running(
         ops_runner = _runner(ops, settings, core.observer)
         runner = _runner(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)
         try:
-            ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen")
-            listen = await _listen(runner, settings.listen, "listen")
+            ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen", inherited.get("ops"))
+            listen = await _listen(runner, settings.listen, "listen", inherited.get("learnflow"))
             if origin is not None and origin.path is not None:
                 core.background.keep(watch(origin.path, reload, since=origin.read_as), name="watch-settings")
             ready = True
@@ -159,8 +162,19 @@ def _runner(handler: Handler, settings: Settings, observer: Observer) -> web.Ser
     return web.ServerRunner(server, shutdown_timeout=settings.deadline)
 
 
-async def _listen(runner: web.ServerRunner, address: Address, key: str) -> Address:
+async def _listen(
+    runner: web.ServerRunner, address: Address, key: str, inherited: socket.socket | None = None
+) -> Address:
     await runner.setup()
+    if inherited is not None:
+        given = Address(*inherited.getsockname()[:2])
+        if address.is_loopback and not given.is_loopback:
+            raise StartError(
+                f"{key}: the inherited socket listens on {given}, which others can reach; allowed: loopback, as the "
+                f"setting says ({address}), or the same address in both."
+            )
+        await web.SockSite(runner, inherited, backlog=BACKLOG).start()
+        return given
     try:
         await web.TCPSite(runner, address.host, address.port, backlog=BACKLOG).start()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The command: run | check-config | warm | invalidate | demo | upstream."""
+"""The command: run | check-config | warm | invalidate | probe | demo | upstream."""
 
 import asyncio
 import gc
@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+
+from sidecar.probe import TIMEOUT as PROBE_TIMEOUT
+from sidecar.probe import URL as PROBE_URL
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -129,7 +132,9 @@ def check_config(config: Path | None, *, show: bool, as_json: bool, **flags: str
 def run(config: Path | None, **flags: str | None) -> None:
     """Stand between LearnFlow and its config service."""
     settings, origin = _load(config, flags)
+    from sidecar.activation import inherited
     from sidecar.app import running
+    from sidecar.sd_notify import Notifier
     from sidecar.telemetry.logs import configure_logs
 
     configure_logs(level=settings.log.level.value, style=settings.log.format.value)
@@ -138,14 +143,51 @@ def run(config: Path | None, **flags: str | None) -> None:
         stop, hung_up = _stop_signal(), asyncio.Event()
         # Before anything is said: a SIGHUP without a handler ends the process.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
-        async with running(settings, origin=origin) as sidecar:
-            sidecar.core.background.keep(_on_each(hung_up, sidecar.reload), name="reload")
+        manager = Notifier.of(os.environ)
+        async with running(settings, origin=origin, sockets=inherited(os.environ)) as sidecar:
+            sidecar.core.background.keep(_on_each(hung_up, manager.reloading(sidecar.reload)), name="reload")
+            sidecar.core.background.keep(manager.feed(), name="watchdog")
             gc.collect()
             gc.freeze()  # what start-up made stays, and need not be looked at again
             gc.set_threshold(GC_THRESHOLD, 20, 100)
+            manager.ready(f"Answering on {sidecar.listen}.")
             await stop.wait()
+            manager.stopping()
 
     _run(serve())
+
+
+def _timeout(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    from sidecar.probe import seconds
+
+    found = seconds(value)
+    if found is None:
+        raise click.BadParameter(f"{value!r}; allowed is a duration from 1ms to 60s, with its unit (ms, s).")
+    return found
+
+
+@main.command()
+@click.option("--url", default=PROBE_URL, show_default=True, metavar="URL", help="What to ask: http://host:port/path.")
+@click.option(
+    "--timeout",
+    default=PROBE_TIMEOUT,
+    show_default=True,
+    metavar="DURATION",
+    callback=_timeout,
+    help="How long the answer may take.",
+)
+def probe(url: str, timeout: float) -> None:
+    """Ask a running sidecar whether it is ready.
+
+    For images without curl: exit code 0 after a 2xx answer, else 1 and a sentence on standard error.
+    """
+    from sidecar.probe import ProbeError
+    from sidecar.probe import probe as ask
+
+    try:
+        ask(url, timeout)
+    except ProbeError as error:
+        _die(str(error))
 
 
 @main.command()
@@ -324,7 +366,7 @@ def demo(*, as_json: bool) -> None:
         _die(str(error))
 
 
-async def _on_each(event: asyncio.Event, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _on_each(event: asyncio.Event, act: Callable[[], Awaitable[None]]) -> None:
     """Act each time that the event is set, for ever."""
     while True:
         await event.wait()

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+import sidecar.__main__
 from sidecar.cli import FAULTS, FLAG_KEYS, main
 from sidecar.config_file import load
 from sidecar.core.policy import Strategy
@@ -96,7 +97,7 @@ def test_every_option_has_its_line_of_help_and_each_line_fits(name: str) -> None
 
 
 def test_the_summary_of_each_command_is_whole() -> None:
-    assert COMMANDS == ["check-config", "demo", "invalidate", "run", "upstream", "warm"]
+    assert COMMANDS == ["check-config", "demo", "invalidate", "probe", "run", "upstream", "warm"]
     assert "..." not in invoke("--help").output.partition("Commands:")[2]
 
 
@@ -114,7 +115,7 @@ def test_the_version_is_one_line_whether_the_package_is_installed_or_not() -> No
 
 def test_the_console_script_is_this_command() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert EntryPoint("prompt-sidecar", scripts["prompt-sidecar"], "console_scripts").load() is main
+    assert EntryPoint("prompt-sidecar", scripts["prompt-sidecar"], "console_scripts").load() is sidecar.__main__.main
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

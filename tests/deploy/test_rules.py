@@ -10,7 +10,7 @@ import yaml
 
 from sidecar.cache.memory import MemoryCache
 from sidecar.telemetry.metrics import Metrics
-from tests.needs import needs
+from tests.needs import program
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/prometheus"
@@ -30,7 +30,7 @@ def names() -> list[str]:
 
 
 def run(*arguments: str) -> None:
-    promtool = needs("promtool", "prometheus")
+    promtool = program("promtool", from_="the Debian package prometheus")
     done = subprocess.run([promtool, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from tests.needs import needs
+from tests.needs import program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 START_SECONDS = 20.0
@@ -108,10 +108,10 @@ class Prometheus:
 @asynccontextmanager
 async def prometheus(folder: Path, targets: Mapping[str, str]) -> AsyncIterator[Prometheus]:
     """Run Prometheus over these targets."""
-    program = needs("prometheus", "prometheus")
+    executable = program("prometheus", from_="the Debian package prometheus")
     configuration = write_configuration(folder, targets)
     process = await asyncio.create_subprocess_exec(
-        *(program, f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'tsdb'}"),
+        *(executable, f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'tsdb'}"),
         *("--web.listen-address=127.0.0.1:0", "--query.lookback-delta=3s"),
         stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from sidecar.core.events import Outcome, RequestOutcome
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.exposition import Exposition
 from sidecar.telemetry.metrics import Metrics
-from tests.needs import needs
+from tests.needs import program
 from tests.telemetry.test_metrics import ONE_OF_EACH, OPENMETRICS, Scraped
 
 FORMATS = [None, OPENMETRICS]
@@ -117,7 +117,7 @@ def test_no_series_says_when_another_began() -> None:
 
 
 def test_promtool_has_nothing_to_say_against_it() -> None:
-    promtool = needs("promtool", "prometheus")
+    promtool = program("promtool", from_="the Debian package prometheus")
     body, _ = Scraped().tell(*ONE_OF_EACH).metrics.expose(None)
     checked = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
