@@ -17,7 +17,7 @@ from sidecar.cache.redis_client import RedisCache, closed, read_stream
 from sidecar.cache.redis_keys import ALL, Keyspace
 from sidecar.cache.redis_link import TROUBLES, RedisLink, StoreDownError, word_for
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
-from sidecar.core.events import RecordDropped
+from sidecar.core.events import Crashed, RecordDropped
 from sidecar.core.retry import Rng
 from sidecar.service.ports import Clock, Observer
 
@@ -36,6 +36,8 @@ REPLICATION_SECONDS = 10.0
 """What was told in the last seconds before a failure may not have reached the server that took over."""
 AT_ONCE = 8
 """Calls at once while telling: half of the connections, so that reads find one."""
+LONGEST_WRITE = 3600.0
+"""Seconds that another's write may be said to take: who can write to Redis shall not switch caching off for ever."""
 START_PATIENCE = 0.5
 """Seconds that the start waits for the group: until then nothing can be recalled."""
 _FIELD, _FROM = b"m", b"from"
@@ -133,6 +135,8 @@ class RedisGroup:
         """Begin to listen; waits a little, so that the first request finds what is kept."""
         self._listener = listener
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._tell())]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
         try:
             async with asyncio.timeout(START_PATIENCE):
                 await self._is_known.wait()
@@ -148,6 +152,11 @@ class RedisGroup:
                 task.cancel()  # once is not always enough: redis takes it for a timeout where both come together
                 await asyncio.wait({task}, timeout=0.1)
         await self._link.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._link.trouble("crashed", "group")
+            self._observe(Crashed("redis-group", error))
 
     @property
     def is_connected(self) -> bool:
@@ -290,9 +299,11 @@ class RedisGroup:
                 await self._catch_up()
                 while True:
                     await self._hear()
-            except TROUBLES as error:
+            except Exception as error:  # noqa: BLE001 — whatever it is, the others must be heard again
                 self._is_connected = False
                 self._link.trouble(word_for(error), "group")
+                if not isinstance(error, TROUBLES):
+                    self._observe(Crashed("redis-group", error))
             finally:
                 await closed(self._reader)
             await asyncio.sleep(self._pause())
@@ -334,6 +345,9 @@ class RedisGroup:
             self._observe(RecordDropped("message"))
             return
         for message in messages:
+            if isinstance(message.change, WriteBegan) and not 0 <= message.change.settles_in <= LONGEST_WRITE:
+                self._observe(RecordDropped("message"))
+                continue
             if (sender, message.number) in self._heard:
                 continue
             self._heard[sender, message.number] = None

@@ -15,6 +15,8 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from hashlib import blake2b
 
+import msgspec
+
 from sidecar.cache.records import KEY_BYTES, Place
 
 TOKEN_BYTES = 16
@@ -70,8 +72,9 @@ class Keyspace:
     def record(self, place: Place, eras: Mapping[bytes, bytes]) -> str:
         """Return the key of a record in these eras: another era, another key."""
         assert place.owner is not None
-        era = eras[ALL] + (eras.get(place.node, b"") if place.node is not None else b"")
-        digest = blake2b(place.key, digest_size=16, key=era, person=b"prompt-sidecar").digest()
+        node_era = eras.get(place.node, b"") if place.node is not None else b""
+        parts = msgspec.msgpack.encode((place.key, eras[ALL], node_era))
+        digest = blake2b(parts, digest_size=16, person=b"prompt-sidecar").digest()
         return f"{self._root}:{{{_text(place.owner[:16])}}}:{_text(digest)}"
 
     def note(self, place: Place) -> str:

@@ -10,7 +10,7 @@ from redis import exceptions
 
 from sidecar.cache.redis_client import RedisCache
 from sidecar.core.errors import UpstreamFailure, Verdict
-from sidecar.core.events import StoreChanged
+from sidecar.core.events import Crashed, StoreChanged
 from sidecar.service.ports import Observer
 
 T = TypeVar("T")
@@ -90,7 +90,9 @@ class RedisLink:
                 if not task.done():
                     raise TimeoutError
                 result = task.result()
-            except TROUBLES as error:
+            except Exception as error:
+                if not isinstance(error, TROUBLES):
+                    self._observe(Crashed("redis", error))  # nobody foresaw it; the store is optional all the same
                 word = word_for(error)
                 permit.tell(Verdict.NEUTRAL if word in _NOBODYS_FAULT else Verdict.FAILURE)
                 self.trouble(word)

@@ -26,7 +26,7 @@ SUM_BYTES = 16
 KEY_BYTES = 32
 ID_BYTES = 4
 NONCE_BYTES = 12
-"""Random: one in 2^32 records of a key may be the first to meet another's (NIST SP 800-38D §8.3 allows as many)."""
+"""Random, so one key closes at most 2^32 records (NIST SP 800-38D §8.3): rotate it before."""
 MAC_BYTES = 32
 _SIGNED, _ENCRYPTED = b"PSS", b"PSE"
 _HEX = re.compile(r"[0-9A-Fa-f]{64}")

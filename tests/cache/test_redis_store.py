@@ -186,6 +186,20 @@ async def test_something_else_under_our_keys_is_nothing(redis: Server) -> None:
         assert await two.store.get(EXPLAIN) is None
 
 
+async def test_eras_that_a_stranger_wrote_are_only_other_keys(redis: Server) -> None:
+    async with member_of(redis, b"one") as one:
+        await one.fetches(EXPLAIN, b"record")
+        await redis.client.hset(one.group._keys.eras, mapping={b"*": b"x" * 10_000, b"whatever": b""})
+
+        async def is_other() -> bool:
+            await one.fetches(EXPLAIN, b"another")
+            return one.group.current() is not None and len((one.group.current() or {})[b"*"]) == 10_000
+
+        await eventually(is_other)
+        await one.fetches(EXPLAIN, b"another")
+        assert await one.store.get(EXPLAIN) == b"another"
+
+
 # Versions
 
 
@@ -307,6 +321,7 @@ async def test_a_greater_storm_makes_all_void(redis: Server) -> None:
         {b"from": b"someone", b"m": b"\xff" * 100},
         {b"from": b"someone", b"m": msgspec.msgpack.encode([[1, ["unknown", 1], b""]])},
         {b"from": b"someone", b"m": msgspec.msgpack.encode([[1, ["ended", "1", 5], b""]])},
+        {b"from": b"someone", b"m": msgspec.msgpack.encode([[1, ["began", 1, "a", 1e300], b""]])},
     ],
 )
 async def test_a_message_that_is_none_of_ours_is_counted_and_the_next_is_heard(
