@@ -57,7 +57,7 @@ dashboards: $(VENV)/.dev ## Write again what is generated in deploy/grafana.
 
 lock: $(VENV)/.dev ## Lock the dependencies again, with hashes and without a registry's name.
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --extra otel -c requirements.lock pyproject.toml -o requirements-dev.lock
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -c requirements-dev.lock - -o deploy/requirements-build.lock
 
 clean: ## Remove everything that was made.
