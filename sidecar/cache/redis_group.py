@@ -4,15 +4,15 @@ A stream and not pub/sub: after a disconnect it says what was missed, or that so
 """
 
 import asyncio
-import itertools
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from sidecar.cache.outbox import Message, Outbox
 from sidecar.cache.redis_client import RedisCache, closed, read_stream
 from sidecar.cache.redis_keys import ALL, Keyspace
 from sidecar.cache.redis_link import TROUBLES, RedisLink, StoreDownError, word_for
@@ -28,10 +28,8 @@ BLOCK_SECONDS = 2.0
 LOOK_SECONDS = 2.0
 """Between two looks at whether the stream and the eras are still those that we know: FLUSHALL breaks no connection, and
 redis makes a new one by itself where an idle one was broken."""
-MOST_IN_ONE = 1_000
-"""Changes in one message, and changes that may wait; with more waiting, all is made void instead."""
-MOST_REMEMBERED = 10_000
-"""Own changes, to be said again; and the others', not to be heard twice."""
+MOST_HEARD = 10_000
+"""Changes of the others', not to be heard twice."""
 REPLICATION_SECONDS = 10.0
 """What was told in the last seconds before a failure may not have reached the server that took over."""
 AT_ONCE = 8
@@ -59,20 +57,8 @@ class Listener(Protocol):
         ...
 
 
-class _Message(msgspec.Struct, array_like=True):
-    number: int
-    """Of its sender's, so that what is said again is not heard again."""
-    change: Change
-    era: bytes
-
-
-class _Told(NamedTuple):
-    message: _Message
-    at: float
-
-
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[_Message])
+_decoder = msgspec.msgpack.Decoder(list[Message])
 
 
 class RedisGroup:
@@ -103,6 +89,7 @@ class RedisGroup:
         self._keys = keys
         self._sender = sender
         self._owner_tag = owner_tag
+        self._outbox = Outbox(owner_tag, remember, clock)
         self._node_tag = node_tag
         self._reconnect = reconnect
         self._loss_window = loss_window
@@ -121,11 +108,7 @@ class RedisGroup:
         self._is_connected = False
         self._is_known = asyncio.Event()
         self._doubted_until = 0.0
-        self._numbers = itertools.count(1)
         self._heard: OrderedDict[tuple[bytes, int], None] = OrderedDict()
-        self._pending: OrderedDict[tuple[object, ...], _Told] = OrderedDict()
-        self._forgetting: set[bytes] = set()
-        self._remembered: OrderedDict[tuple[object, ...], _Told] = OrderedDict()
         self._wake = asyncio.Event()
         self._told = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,7 +128,7 @@ class RedisGroup:
 
     async def close(self) -> None:
         """Say what is still to be said, if Redis takes it, and stop."""
-        if self._pending and self._is_connected:
+        if self._outbox and self._is_connected:
             await self._until_told(1.0)
         for task in self._tasks:
             while not task.done():
@@ -166,7 +149,7 @@ class RedisGroup:
     @property
     def pending(self) -> int:
         """How many changes Redis does not know of yet."""
-        return len(self._pending)
+        return len(self._outbox)
 
     def current(self) -> dict[bytes, bytes] | None:
         """Return the eras; None where they are not known, or others may still be saying what Redis has lost."""
@@ -174,7 +157,7 @@ class RedisGroup:
 
     def is_forgetting(self, owner: bytes) -> bool:
         """Return whether a change of this owner's is not yet known to Redis."""
-        return owner in self._forgetting
+        return self._outbox.concerns(owner)
 
     async def tell(self, change: Change) -> None:
         """Tell of a change; returns when Redis knows of it, or does not take it in time: then it is told later."""
@@ -187,23 +170,24 @@ class RedisGroup:
         if isinstance(change, NodeVoid | AllVoid):
             era = secrets.token_bytes(8)
             self._eras = self._eras | {self._era_of(change): era}
-        self._pend(_Told(_Message(next(self._numbers), change, era), self._clock()))
+        self._outbox.add(change, era)
+        self._waits(change)
 
-    def _pend(self, told: _Told) -> None:
-        change = told.message.change
-        self._pending.pop(_key(change), None)
-        self._pending[_key(change)] = told
-        if len(self._pending) > MOST_IN_ONE and not isinstance(change, AllVoid):
-            self._pending.clear()
-            self._forgetting.clear()
+    def _waits(self, *changes: Change) -> None:
+        """Have changes told that came to wait; too many are told as one."""
+        if self._outbox.is_full and changes != (AllVoid(),):
+            self._outbox.clear()
             self.tell_soon(AllVoid())
             return
-        if isinstance(change, WriteBegan | WriteEnded):
-            owner = self._owner_tag(change.owner)
-            self._forgetting.add(owner)
-            self.forget_tokens((owner,))
+        owners = [self._owner_tag(change.owner) for change in changes if isinstance(change, WriteBegan | WriteEnded)]
+        self.forget_tokens(owners)
         self._told.clear()
         self._wake.set()
+
+    def _say_again(self, seconds: float) -> None:
+        """Say again what Redis may have lost: what was told in the last `seconds`."""
+        if again := self._outbox.say_again(seconds):
+            self._waits(*again)
 
     async def _until_told(self, seconds: float) -> None:
         try:
@@ -222,35 +206,23 @@ class RedisGroup:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batch = list(self._pending.items())
+            batch = self._outbox.batch()
             if not batch:
                 continue
+            messages = [told.message for told in batch]
             try:
-                for first in range(0, len(batch), AT_ONCE):
-                    turn = batch[first : first + AT_ONCE]
-                    await asyncio.gather(*(self._void(told.message) for _, told in turn))
-                await self._link.call(partial(self._append, _encoder.encode([told.message for _, told in batch])))
+                for first in range(0, len(messages), AT_ONCE):
+                    await asyncio.gather(*map(self._void, messages[first : first + AT_ONCE]))
+                await self._link.call(partial(self._append, _encoder.encode(messages)))
             except StoreDownError:
                 self._wake.set()
                 await asyncio.sleep(self._pause())
                 continue
-            self._note_told(batch)
+            self._outbox.note_told(batch)
+            if not self._outbox:
+                self._told.set()
 
-    def _note_told(self, batch: Iterable[tuple[tuple[object, ...], _Told]]) -> None:
-        for key, told in batch:
-            if self._pending.get(key) is told:
-                del self._pending[key]
-            self._remembered.pop(key, None)
-            self._remembered[key] = told
-        changes = (told.message.change for told in self._pending.values())
-        self._forgetting = {
-            self._owner_tag(change.owner) for change in changes if isinstance(change, WriteBegan | WriteEnded)
-        }
-        self._forget_old()
-        if not self._pending:
-            self._told.set()
-
-    async def _void(self, message: _Message) -> None:
+    async def _void(self, message: Message) -> None:
         """Have Redis forget what a change made void."""
         change = message.change
         match change:
@@ -273,21 +245,6 @@ class RedisGroup:
     async def _append(self, content: bytes, redis: RedisCache) -> None:
         fields = {_FROM: self._sender.encode(), _FIELD: content}
         await redis.raw("xadd", self._keys.changes, fields, maxlen=STREAM_LENGTH, approximate=True)
-
-    def _forget_old(self) -> None:
-        while self._remembered and (
-            len(self._remembered) > MOST_REMEMBERED
-            or next(iter(self._remembered.values())).at < self._clock() - self._remember
-        ):
-            self._remembered.popitem(last=False)
-
-    def _say_again(self, seconds: float) -> None:
-        """Say again what Redis may have lost: what was told in the last `seconds`."""
-        self._forget_old()
-        since = self._clock() - seconds
-        for key, told in list(self._remembered.items()):
-            if told.at >= since and key not in self._pending:
-                self._pend(told)
 
     # Hearing
 
@@ -351,11 +308,11 @@ class RedisGroup:
             if (sender, message.number) in self._heard:
                 continue
             self._heard[sender, message.number] = None
-            if len(self._heard) > MOST_REMEMBERED:
+            if len(self._heard) > MOST_HEARD:
                 self._heard.popitem(last=False)
             self._apply(message)
 
-    def _apply(self, message: _Message) -> None:
+    def _apply(self, message: Message) -> None:
         change = message.change
         match change:
             case WriteBegan() | WriteEnded():
@@ -393,11 +350,7 @@ class RedisGroup:
             for field, era in known.items():
                 await self._reader.hsetnx(self._keys.eras, field, era)
             found = await self._reader.hgetall(self._keys.eras)
-        pending = {
-            self._era_of(told.message.change): told.message.era
-            for told in self._pending.values()
-            if isinstance(told.message.change, NodeVoid | AllVoid)
-        }
+        pending = {self._era_of(change): era for change, era in self._outbox.eras()}
         self._eras = found | pending
         self._looked_at = self._clock()
 
@@ -418,14 +371,3 @@ class RedisGroup:
 
     def _pause(self) -> float:
         return self._reconnect * self._rng.uniform(0.5, 1.0)
-
-
-def _key(change: Change) -> tuple[object, ...]:
-    """Return what a later change takes the place of: the end of a write that of its beginning."""
-    match change:
-        case WriteBegan() | WriteEnded():
-            return ("write", change.owner, change.write)
-        case NodeVoid():
-            return ("node", change.node)
-        case AllVoid():
-            return ("all",)

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from sidecar.cache import redis_group
+from sidecar.cache.outbox import MOST_WAITING
 from sidecar.cache.records import Place, place_of
-from sidecar.cache.redis_group import MOST_IN_ONE, RedisGroup
+from sidecar.cache.redis_group import RedisGroup
 from sidecar.cache.redis_store import RedisStore
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
 from sidecar.core.events import Event, RecordDropped, StoreChanged
@@ -297,20 +298,20 @@ async def test_a_change_is_heard_by_the_others_and_not_by_oneself(redis: Server)
 async def test_a_storm_is_told_in_few_messages(redis: Server) -> None:
     async with two_of(redis) as (one, two):
         before = await redis.client.xlen(one.group._keys.changes)
-        for user in range(1, MOST_IN_ONE):
+        for user in range(1, MOST_WAITING):
             one.group.tell_soon(WriteEnded(user, ""))
-        await two.hears(*(WriteEnded(user, "") for user in range(1, MOST_IN_ONE)))
+        await two.hears(*(WriteEnded(user, "") for user in range(1, MOST_WAITING)))
         assert await redis.client.xlen(one.group._keys.changes) - before <= 3
 
 
 async def test_a_greater_storm_makes_all_void(redis: Server) -> None:
     async with two_of(redis) as (one, two):
         await one.fetches(EXPLAIN, b"record")
-        for user in range(100, 100 + 10 * MOST_IN_ONE):
+        for user in range(100, 100 + 10 * MOST_WAITING):
             one.group.tell_soon(WriteEnded(user, ""))
         await two.hears(AllVoid())
         assert await two.store.get(EXPLAIN) is None
-        assert one.group.pending <= MOST_IN_ONE
+        assert one.group.pending <= MOST_WAITING
 
 
 @pytest.mark.parametrize(
