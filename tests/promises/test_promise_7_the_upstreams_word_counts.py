@@ -298,9 +298,10 @@ async def test_a_status_that_nobody_asked_for_is_no_answer(status: int) -> None:
         sidecar_with(quick_settings(upstream.url, policy=KEPT, breaker=STUBBORN)) as sidecar,
     ):
         await sidecar.ask()
+        calls = len(upstream.requests)
         says.status, says.headers = status, {"Location": "http://127.0.0.1:1/elsewhere"}
         assert (await sidecar.ask()).prompt == "Explain tides in plain words."
-        assert len(upstream.requests) == 2
+        assert len(upstream.requests) == calls + 1
         assert (await sidecar.ask(2)).status in {502, 503}
 
 

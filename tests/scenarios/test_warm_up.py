@@ -239,7 +239,7 @@ async def test_an_interrupted_command_goes_on_where_it_ended(tmp_path: Path) -> 
             await asyncio.sleep(0)
             return len(sidecar.core.cache) > 1100
 
-        code, out, error = await command(*arguments, "--rate", "1000", interrupt_when=is_under_way)
+        code, out, error = await command(*arguments, "--rate", "400", interrupt_when=is_under_way)
         assert code == 130
         assert out.startswith("Interrupted: ")
         assert "run it again with the same --resume file" in error
