@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import pty
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,38 @@ async def test_the_command_warms_a_list_and_reports_what_is_wrong_with_it(tmp_pa
         found = json.loads(out)
         assert (found["state"], found["done"], found["stored"], found["fresh"]) == ("done", 4, 3, 1)
         assert await is_covered(upstream, sidecar, (1, "explain"), (2, "quiz"))
+
+
+async def test_on_a_terminal_a_bar_shows_how_far_it_is_how_fast_and_what_failed(tmp_path: Path) -> None:
+    path = listed(tmp_path, *(f"{user},explain" for user in range(1, 301)), *(f"{user},no" for user in range(1, 101)))
+    async with warming() as (_, sidecar):
+        ours, its = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sidecar", "warm", str(path), "--ops-url", sidecar.ops, "--rate", "400"),
+            env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "TERM": "xterm-256color", "COLUMNS": "120"},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=its,
+        )
+        os.close(its)
+        shown = await asyncio.to_thread(_all_of, ours)
+        assert await process.wait() == 1
+    assert "━" in shown
+    assert "\x1b[" in shown
+    counts = [int(done) for done in re.findall(r"(\d+)/400", shown)]
+    assert counts == sorted(counts)
+    assert counts[-1] == 400
+    assert any(0 < count < 400 for count in counts)
+    assert re.search(r"\d+/s, 100 failed", shown)
+    assert re.search(r"0:00:0\d", shown), "the time that remains"
+
+
+def _all_of(terminal: int) -> str:
+    """Return what is written to a terminal until nobody has it open."""
+    read = bytearray()
+    with suppress(OSError), open(terminal, "rb", buffering=0) as written:  # EIO is its end
+        while piece := written.read(4096):
+            read += piece
+    return read.decode()
 
 
 async def test_an_interrupted_command_goes_on_where_it_ended(tmp_path: Path) -> None:
