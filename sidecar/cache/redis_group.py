@@ -38,6 +38,8 @@ LONGEST_WRITE = 3600.0
 """Seconds that another's write may be said to take: who can write to Redis shall not switch caching off for ever."""
 START_PATIENCE = 0.5
 """Seconds that the start waits for the group: until then nothing can be recalled."""
+FIRST = b"0-0"
+"""Before any message."""
 _FIELD, _FROM = b"m", b"from"
 
 
@@ -333,7 +335,9 @@ class RedisGroup:
         length = await self._reader.xlen(self._keys.changes)
         if length >= STREAM_LENGTH or self._clock() - self._heard_at > self._remember:
             self._to.lost_track()
-        self._last = b"0-0" if length else await self._newest()
+        if not length:
+            await self._begin_stream()
+        self._last = FIRST
         self._say_again(self._remember)
         self._doubt()
         return True
@@ -355,14 +359,21 @@ class RedisGroup:
         self._looked_at = self._clock()
 
     async def _newest(self) -> bytes:
-        """Return the last message's number; in an empty stream, that of one of ours, so that its loss can be seen."""
+        """Return the last message's number."""
         entries = await self._reader.xrevrange(self._keys.changes, count=1)
         if entries:
             number: bytes = entries[0][0]
             return number
+        await self._begin_stream()
+        return FIRST
+
+    async def _begin_stream(self) -> None:
+        """Put a message of ours into an empty stream, so that its loss can be seen.
+
+        Who does so reads from the stream's beginning: another's message may have come just before it.
+        """
         fields = {_FROM: self._sender.encode(), _FIELD: _encoder.encode([])}
-        hello: bytes = await self._reader.xadd(self._keys.changes, fields)
-        return hello
+        await self._reader.xadd(self._keys.changes, fields)
 
     @property
     def _to(self) -> Listener:

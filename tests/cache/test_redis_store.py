@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from sidecar.cache import redis_group
-from sidecar.cache.outbox import MOST_WAITING
+from sidecar.cache.outbox import MOST_WAITING, Message
 from sidecar.cache.records import Place, place_of
 from sidecar.cache.redis_group import RedisGroup
 from sidecar.cache.redis_store import RedisStore
@@ -420,6 +420,21 @@ async def test_who_was_away_hears_what_is_said_again(redis: Server) -> None:
             await one.group.tell(WriteEnded(1, ""))
             await redis.client.flushall()
         await two.hears(WriteEnded(1, ""))
+
+
+async def test_a_message_that_comes_into_an_empty_stream_just_before_ones_own_is_heard(
+    redis: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = RedisGroup._begin_stream
+
+    async def begin_late(group: RedisGroup) -> None:
+        content = msgspec.msgpack.encode([Message(1, WriteEnded(1, ""), b"")])
+        await redis.client.xadd(group._keys.changes, {b"from": b"another", b"m": content})
+        await begin(group)
+
+    monkeypatch.setattr(RedisGroup, "_begin_stream", begin_late)
+    async with member_of(redis, b"one") as one:
+        await one.hears(WriteEnded(1, ""))
 
 
 async def test_data_lost_behind_a_connection_that_holds_is_noticed(redis: Server) -> None:
