@@ -51,11 +51,12 @@ class Sqlite:
 
     async def put(self, batch: list[tuple[Place, bytes]]) -> None:
         for place, record in batch:
-            self.store.put(place, record, fetched_at=0.0, ttl=60.0)
+            self.store.put(place, record, age=0.0, ttl=60.0)
         await self.store.flush()
 
     async def get(self, place: Place) -> bytes | None:
-        return await self.store.get(place)
+        found = await self.store.get(place)
+        return None if found is None else found.record
 
     async def forget(self, owner: bytes) -> None:
         await self.store.forget(owner=owner)

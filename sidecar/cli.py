@@ -293,7 +293,8 @@ def invalidate(
     if as_json:
         click.echo(json.dumps(done))
         return
-    group = "; the other sidecars of its group are told" if done["group_told"] else ""
+    told, pending = "the other sidecars of its group know", "the others will be told as soon as Redis answers"
+    group = {True: f"; {told}", False: f"; {pending}", None: ""}[done["group_told"]]
     click.echo(f"Invalidated: {done['memory']} entries in memory, {done['store']} in the store{group}.")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sidecar.cache.records import Place
+from sidecar.cache.tiered import Found
 from sidecar.core.events import StoreChanged
 from sidecar.service.ports import Clock, Observer
 
@@ -93,12 +94,12 @@ class FileStore:
         await self._in_thread(self._take_lock)
         await self._reopen()
 
-    async def get(self, place: Place) -> bytes | None:
+    async def get(self, place: Place) -> Found | None:
         """Return a record, None where there is none or the disk does not answer in time."""
         key = place.key
         waiting = self._waiting.get(key)
         if waiting is not None:
-            return waiting.record
+            return Found(waiting.record)
         if not await self._usable():
             return None
         disk = self._disk
@@ -112,17 +113,18 @@ class FileStore:
         except sqlite3.Error as error:
             self._broken(error)
             return None
-        if record is not None:
-            self._touched[key] = None
-            self._flush_soon()
-        return record
+        if record is None:
+            return None
+        self._touched[key] = None
+        self._flush_soon()
+        return Found(record)
 
     def ticket(self, place: Place) -> None:
         """Return nothing: no other sidecar forgets what this one keeps."""
 
-    def put(self, place: Place, record: bytes, *, fetched_at: float, ttl: float, ticket: object = None) -> None:
+    def put(self, place: Place, record: bytes, *, age: float, ttl: float, ticket: object = None) -> None:
         """Keep a record, whatever its time: a clock may have jumped; returns at once."""
-        _ = fetched_at, ttl, ticket
+        _ = age, ttl, ticket
         self._waiting.pop(place.key, None)
         self._waiting[place.key] = _Waiting(place.owner, place.node, record)
         if len(self._waiting) > MOST_WAITING:

@@ -90,8 +90,8 @@ async def closed(client: Any) -> None:
             await each.aclose()
 
 
-async def read_stream(client: Any, stream: str, after: bytes, *, count: int, block: int) -> Any:
-    """Return what came after a message; waits `block` ms for it.
+async def read_stream(client: Any, stream: str, after: bytes, *, count: int, block: int | None) -> Any:
+    """Return what came after a message; waits `block` ms for it, None: not at all.
 
     In a cluster, redis would ask any one server first which of the words are keys, each time, and fail with that one.
     """
@@ -99,7 +99,8 @@ async def read_stream(client: Any, stream: str, after: bytes, *, count: int, blo
         return await client.xread({stream: after}, count=count, block=block)
     await client.initialize()
     node = client.get_node_from_key(stream)
-    words = ("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", stream, after)
+    wait = () if block is None else ("BLOCK", block)
+    words = ("XREAD", "COUNT", count, *wait, "STREAMS", stream, after)
     return await client.execute_command(*words, target_nodes=node)
 
 

@@ -6,7 +6,7 @@ A stream and not pub/sub: after a disconnect it says what was missed, or that so
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,8 +14,9 @@ import msgspec
 
 from sidecar.cache.outbox import Message, Outbox
 from sidecar.cache.redis_client import RedisCache, closed, read_stream
-from sidecar.cache.redis_keys import ALL, Keyspace
+from sidecar.cache.redis_keys import ALL, CHANGE, Keyspace
 from sidecar.cache.redis_link import TROUBLES, RedisLink, StoreDownError, word_for
+from sidecar.cache.redis_store import LONGEST_WRITE
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
 from sidecar.core.events import Crashed, RecordDropped
 from sidecar.core.retry import Rng
@@ -34,8 +35,9 @@ REPLICATION_SECONDS = 10.0
 """What was told in the last seconds before a failure may not have reached the server that took over."""
 AT_ONCE = 8
 """Calls at once while telling: half of the connections, so that reads find one."""
-LONGEST_WRITE = 3600.0
-"""Seconds that another's write may be said to take: who can write to Redis shall not switch caching off for ever."""
+REST = 10
+"""Loss windows from the beginning of one to that of the next, at least: where the connection comes and goes, what is
+kept must be trusted as where Redis is away, or an outage of the service would find nothing to stand in for it."""
 START_PATIENCE = 0.5
 """Seconds that the start waits for the group: until then nothing can be recalled."""
 FIRST = b"0-0"
@@ -46,8 +48,8 @@ _FIELD, _FROM = b"m", b"from"
 class Listener(Protocol):
     """Who hears what the others tell."""
 
-    def heard(self, change: Change) -> None:
-        """Make void what a change made void elsewhere."""
+    def heard(self, changes: Iterable[Change]) -> None:
+        """Make void what changes made void elsewhere."""
         ...
 
     def doubt(self, seconds: float) -> None:
@@ -110,11 +112,13 @@ class RedisGroup:
         self._is_connected = False
         self._is_known = asyncio.Event()
         self._doubted_until = 0.0
+        self._no_doubt_before = 0.0
+        self._ahead = (0.0, 0.0)  # by how much Redis's clock is before ours, at the least and at the most
         self._heard: OrderedDict[tuple[bytes, int], None] = OrderedDict()
         self._wake = asyncio.Event()
         self._told = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        link.on_recovery = lambda: self._say_again(REPLICATION_SECONDS)
+        link.on_recovery.append(lambda: self._say_again(REPLICATION_SECONDS))
 
     async def open(self, listener: Listener) -> None:
         """Begin to listen; waits a little, so that the first request finds what is kept."""
@@ -161,10 +165,18 @@ class RedisGroup:
         """Return whether a change of this owner's is not yet known to Redis."""
         return self._outbox.concerns(owner)
 
-    async def tell(self, change: Change) -> None:
-        """Tell of a change; returns when Redis knows of it, or does not take it in time: then it is told later."""
+    def earliest(self, at: float) -> float:
+        """Return what Redis's clock showed at an instant of ours, at the earliest."""
+        return at + self._ahead[0]
+
+    def latest(self, at: float) -> float:
+        """Return what Redis's clock showed at an instant of ours, at the latest."""
+        return at + self._ahead[1]
+
+    async def tell(self, change: Change) -> bool:
+        """Tell of a change; returns when Redis knows of it. False: it does not take it in time, and is told later."""
         self.tell_soon(change)
-        await self._until_told(self._timeout * 2)
+        return await self._until_told(self._timeout * 2)
 
     def tell_soon(self, change: Change) -> None:
         """Tell of a change; returns at once."""
@@ -191,12 +203,12 @@ class RedisGroup:
         if again := self._outbox.say_again(seconds):
             self._waits(*again)
 
-    async def _until_told(self, seconds: float) -> None:
+    async def _until_told(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                await self._told.wait()
+                return await self._told.wait()
         except TimeoutError:
-            return
+            return False
 
     def _era_of(self, change: NodeVoid | AllVoid) -> bytes:
         return self._node_tag(change.node) if isinstance(change, NodeVoid) else ALL
@@ -220,6 +232,12 @@ class RedisGroup:
                 self._wake.set()
                 await asyncio.sleep(self._pause())
                 continue
+            except Exception as error:  # noqa: BLE001 — whatever it is, the others must be told
+                self._observe(Crashed("redis-group", error))
+                self._outbox.clear()
+                self.tell_soon(AllVoid())  # says more than what could not be said
+                await asyncio.sleep(self._pause())
+                continue
             self._outbox.note_told(batch)
             if not self._outbox:
                 self._told.set()
@@ -228,18 +246,16 @@ class RedisGroup:
         """Have Redis forget what a change made void."""
         change = message.change
         match change:
-            case WriteBegan():
-                key = self._keys.token(self._owner_tag(change.owner))
-                marker = b"!" + change.write.encode()
+            case WriteBegan() | WriteEnded():
+                owner = self._owner_tag(change.owner)
+                settles_in = max(0.001, change.settles_in) if isinstance(change, WriteBegan) else 0.0
+                words = (CHANGE, 2, self._keys.token(owner), self._keys.writes(owner), change.write)
                 try:
-                    await self._link.call(lambda redis: redis.set(key, marker, ttl=max(0.001, change.settles_in)))
+                    await self._link.call(lambda redis: redis.raw("eval", *words, int(settles_in * 1000)))
                 except StoreDownError as error:
                     if str(error) != "full":
                         raise
-                    await self._link.call(lambda redis: redis.delete(key))  # what is full still deletes
-            case WriteEnded():
-                key = self._keys.token(self._owner_tag(change.owner))
-                await self._link.call(lambda redis: redis.delete(key))
+                    await self._link.call(lambda redis: redis.delete(words[2]))  # what is full still deletes
             case NodeVoid() | AllVoid():
                 field = self._era_of(change)
                 await self._link.call(lambda redis: redis.raw("hset", self._keys.eras, field, message.era))
@@ -257,7 +273,9 @@ class RedisGroup:
             try:
                 await self._catch_up()
                 while True:
-                    await self._hear()
+                    await self._hear(BLOCK_SECONDS)
+                    if self._clock() - self._looked_at >= LOOK_SECONDS:
+                        await self._look()
             except Exception as error:  # noqa: BLE001 — whatever it is, the others must be heard again
                 self._is_connected = False
                 self._link.trouble(word_for(error), "group")
@@ -270,32 +288,36 @@ class RedisGroup:
     async def _catch_up(self) -> None:
         """Find out what was missed since the last message, or that it cannot be known."""
         await self._read_eras()
-        if not self._last:
+        is_back = bool(self._last)
+        if is_back:
+            await self._lost_data()
+        else:
             self._last = await self._newest()
-        elif not await self._lost_data():
+        await self._hear(None)
+        if is_back:
             self._doubt()
         self._is_connected = True
-        self._heard_at = self._clock()
         self._is_known.set()
         self._wake.set()
         self._link.fine("group")
 
-    async def _hear(self) -> None:
-        milliseconds = int(BLOCK_SECONDS * 1000)
+    async def _hear(self, block: float | None) -> None:
+        """Apply what came since the last message, waiting so long for it."""
+        milliseconds = None if block is None else int(block * 1000)
         answer = await read_stream(self._reader, self._keys.changes, self._last, count=100, block=milliseconds)
+        changes: list[Change] = []
         for _, entries in answer or ():
             for number, fields in entries:
                 self._last = number
-                self._take(fields.get(_FROM, b""), fields.get(_FIELD, b""))
-        now = self._clock()
-        if now - self._looked_at >= LOOK_SECONDS:
-            await self._look()
-        self._heard_at = now
+                changes += self._read(fields.get(_FROM, b""), fields.get(_FIELD, b""))
+        if changes:
+            self._to.heard(changes)
+        self._heard_at = self._clock()
         if answer:
             await asyncio.sleep(self._gather)
 
-    def _take(self, sender: bytes, content: bytes) -> None:
-        """Apply one message of another's; one that is no message of ours changes nothing but a count."""
+    def _read(self, sender: bytes, content: bytes) -> Iterator[Change]:
+        """Yield what another's message says; one that is no message of ours changes nothing but a count."""
         if sender == self._sender.encode():
             return
         try:
@@ -312,21 +334,19 @@ class RedisGroup:
             self._heard[sender, message.number] = None
             if len(self._heard) > MOST_HEARD:
                 self._heard.popitem(last=False)
-            self._apply(message)
-
-    def _apply(self, message: Message) -> None:
-        change = message.change
-        match change:
-            case WriteBegan() | WriteEnded():
-                self.forget_tokens((self._owner_tag(change.owner),))
-            case NodeVoid() | AllVoid():
-                self._eras = self._eras | {self._era_of(change): message.era}
-        self._to.heard(change)
+            change = message.change
+            match change:
+                case WriteBegan() | WriteEnded():
+                    self.forget_tokens((self._owner_tag(change.owner),))
+                case NodeVoid() | AllVoid():
+                    self._eras = self._eras | {self._era_of(change): message.era}
+            yield change
 
     async def _look(self) -> None:
         """Find out whether Redis has lost its data though the connection held."""
         await self._read_eras()
-        await self._lost_data()
+        if await self._lost_data():
+            self._doubt()
 
     async def _lost_data(self) -> bool:
         """Find out whether the message that was read last is gone; if so, begin anew with what there is."""
@@ -339,15 +359,23 @@ class RedisGroup:
             await self._begin_stream()
         self._last = FIRST
         self._say_again(self._remember)
-        self._doubt()
         return True
 
     def _doubt(self) -> None:
-        self._doubted_until = self._clock() + self._loss_window
+        """Give the others a while to say what they could not say before."""
+        now = self._clock()
+        if now < self._no_doubt_before:
+            return
+        self._no_doubt_before = now + REST * self._loss_window
+        self._doubted_until = now + self._loss_window
         self._to.doubt(self._loss_window)
 
     async def _read_eras(self) -> None:
         """Take over the eras that Redis has; where it has none, it takes ours."""
+        asked_at = self._clock()
+        seconds, micros = await self._reader.eval("return redis.call('TIME')", 1, self._keys.eras)
+        redis_time = int(seconds) + int(micros) / 1e6
+        self._ahead = (redis_time - self._clock(), redis_time - asked_at)
         found = await self._reader.hgetall(self._keys.eras)
         if ALL not in found:
             known = self._eras or {ALL: secrets.token_bytes(8)}

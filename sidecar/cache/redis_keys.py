@@ -2,8 +2,9 @@
 
 | key | what |
 |---|---|
-| `PREFIX:SPACE:{OWNER}:token` | a random token; what was fetched before it was taken away is of no use |
-| `PREFIX:SPACE:{OWNER}:RECORD` | token, instant of the fetch, key of the place, record |
+| `PREFIX:SPACE:{OWNER}:token` | a random token, under which records count; or `!` and a write that is on its way |
+| `PREFIX:SPACE:{OWNER}:writes` | the owner's writes that are on their way, and until when |
+| `PREFIX:SPACE:{OWNER}:RECORD` | token, instant of the fetch by Redis's clock, key of the place, record |
 | `PREFIX:SPACE:{NOTE}` | a word about the store itself |
 | `PREFIX:SPACE:{group}:eras` | a random era of all records, and of each node that was ever invalidated |
 | `PREFIX:SPACE:{group}:changes` | the stream by which the sidecars tell each other of changes |
@@ -22,7 +23,9 @@ from sidecar.cache.records import KEY_BYTES, Place
 TOKEN_BYTES = 16
 PLACE_AT = TOKEN_BYTES + 8
 HEAD_BYTES = PLACE_AT + KEY_BYTES
-NO_RECORDS = (b":token", b":eras", b":changes")
+NO_RECORDS = (b":token", b":writes", b":eras", b":changes")
+MARK = b"!"
+"""What a token begins with that is none: a write is on its way, and nothing of the owner is to be kept."""
 ALL = b"*"
 """The era of all records."""
 
@@ -33,6 +36,21 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
 """Return an owner's token, or make it ARGV[1] for ARGV[2] ms."""
+
+CHANGE = """
+local now = redis.call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+if ARGV[2] == '0' then redis.call('ZREM', KEYS[2], ARGV[1])
+else redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1]) end
+local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
+if #last == 0 then return redis.call('DEL', KEYS[1]) end
+local left = math.max(1, last[2] - now)
+redis.call('SET', KEYS[1], '!' .. last[1], 'PX', left)
+redis.call('PEXPIRE', KEYS[2], left)
+"""
+"""Take an owner's token away: for as long as a write of his is on its way. ARGV[2]: ms for which ARGV[1] is; 0: it has
+ended."""
 
 STORE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -68,6 +86,10 @@ class Keyspace:
     def token(self, owner: bytes) -> str:
         """Return the key of an owner's token."""
         return f"{self._root}:{{{_text(owner[:16])}}}:token"
+
+    def writes(self, owner: bytes) -> str:
+        """Return the key of an owner's writes that are on their way."""
+        return f"{self._root}:{{{_text(owner[:16])}}}:writes"
 
     def record(self, place: Place, eras: Mapping[bytes, bytes]) -> str:
         """Return the key of a record in these eras: another era, another key."""

@@ -67,7 +67,7 @@ class RedisLink:
         self._observe = observer
         self._calls: set[asyncio.Task[Any]] = set()
         self._errors: dict[str, str] = {}
-        self.on_recovery: Callable[[], None] = lambda: None
+        self.on_recovery: list[Callable[[], None]] = []
 
     async def call(self, work: Callable[[RedisCache], Awaitable[T]], patience: float = CALL_SECONDS) -> T:
         """Return what the work returns, within `patience` seconds; raises `StoreDownError`."""
@@ -117,7 +117,8 @@ class RedisLink:
         """Note that nothing is wrong with a part any more."""
         if self._errors.pop(part, None) is not None and not self._errors:
             self._observe(StoreChanged(None))
-            self.on_recovery()
+            for told in self.on_recovery:
+                told()
 
     async def close(self) -> None:
         """Let go of all connections."""

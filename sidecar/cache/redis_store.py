@@ -2,15 +2,17 @@
 
 import asyncio
 import secrets
+import struct
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from sidecar.cache.records import Place
 from sidecar.cache.redis_client import RedisCache
-from sidecar.cache.redis_keys import HEAD_BYTES, LEARN, NO_RECORDS, PLACE_AT, STORE, TOKEN_BYTES, Keyspace, packed
+from sidecar.cache.redis_keys import HEAD_BYTES, LEARN, MARK, NO_RECORDS, PLACE_AT, STORE, TOKEN_BYTES, Keyspace, packed
 from sidecar.cache.redis_link import RedisLink, StoreDownError
-from sidecar.service.ports import Clock
+from sidecar.cache.tiered import Found
+from sidecar.service.ports import Clock, Unsettled
 
 TOKEN_SECONDS = 86_400.0
 """A token outlives the records under it, and goes when its owner is not asked for any more."""
@@ -20,6 +22,8 @@ MOST_WAITING = 10_000
 """Records that wait to be written; with more, the oldest are not written: they can be fetched again."""
 AT_ONCE = 8
 """Records written at once: half of the connections, so that reads find one."""
+LONGEST_WRITE = 3600.0
+"""Seconds that another's write may be said to take: who can write to Redis shall not switch caching off for ever."""
 READ_AT_ONCE = 100
 """Records read by one call while all of them are."""
 
@@ -33,12 +37,21 @@ class _Waiting(NamedTuple):
     place: Place
     record: bytes
     fetched_at: float
+    """By our clock."""
     ttl: float
     ticket: _Ticket | None
 
 
 class Eras(Protocol):
-    """What the group knows of its eras; see `redis_group`."""
+    """What the group knows of its eras, and of the time; see `redis_group`."""
+
+    def earliest(self, at: float) -> float:
+        """Return what Redis's clock showed at an instant of ours, at the earliest."""
+        ...
+
+    def latest(self, at: float) -> float:
+        """Return what Redis's clock showed at an instant of ours, at the latest."""
+        ...
 
     def current(self) -> dict[bytes, bytes] | None:
         """Return the eras, None where they are not known now."""
@@ -54,6 +67,8 @@ class RedisStore:
 
     A fetch notes the token before the upstream is asked, and what it brings is kept only under that token: so a fetch
     that was overtaken by a change puts nothing old back, whichever sidecar made it.
+
+    Ages are by Redis's clock, which all have in common, and never less than the true ones.
     """
 
     kind = "redis"
@@ -66,8 +81,10 @@ class RedisStore:
         self._eras = eras
         self._timeout = timeout
         self._clock = clock
+        link.on_recovery.append(self._write_soon)
         self._tokens: OrderedDict[bytes, bytes] = OrderedDict()
         self._waiting: dict[bytes, _Waiting] = {}
+        self._dropping: OrderedDict[bytes, str] = OrderedDict()
         self._writing: asyncio.Task[None] | None = None
         self.entries: int | None = None
         self.bytes: int | None = None
@@ -79,29 +96,33 @@ class RedisStore:
         """What is wrong with Redis; None: nothing."""
         return self._link.error
 
-    async def get(self, place: Place) -> bytes | None:
+    async def get(self, place: Place) -> Found | Unsettled | None:
         """Return a record, None where there is none or Redis does not answer in time."""
         owner, eras = place.owner, self._eras.current()
         try:
             if owner is None:
-                note = self._keys.note(place)
-                return await self._link.call(lambda redis: redis.get(note), self._timeout)
-            if eras is None or self._eras.is_forgetting(owner):
+                note = await self._link.call(lambda redis: redis.get(self._keys.note(place)), self._timeout)
+                return None if note is None else Found(note)
+            if eras is None or self._eras.is_forgetting(owner) or place.key in self._dropping:
                 return None
             key = self._keys.record(place, eras)
             return await self._link.call(lambda redis: self._found(redis, owner, key), self._timeout)
         except StoreDownError:
             return None
 
-    async def _found(self, redis: RedisCache, owner: bytes, key: str) -> bytes | None:
+    async def _found(self, redis: RedisCache, owner: bytes, key: str) -> Found | Unsettled | None:
         token, value = await redis.multi_get([self._keys.token(owner), key])
         if token is None:
             await self._learn(redis, owner)
             return None
-        if not self._note(owner, token) or value is None or value[:TOKEN_BYTES] != token:
+        if token.startswith(MARK) and len(token) != TOKEN_BYTES:
+            left = await redis.raw("pttl", self._keys.token(owner)) / 1000
+            write = token.removeprefix(MARK).decode("ascii", "replace")
+            return Unsettled(write, min(left, LONGEST_WRITE)) if left > 0 else None
+        if not self._note(owner, token) or value is None or value[:TOKEN_BYTES] != token or len(value) <= HEAD_BYTES:
             return None
-        found: bytes = value[HEAD_BYTES:]
-        return found
+        (fetched_at,) = struct.unpack(">d", value[TOKEN_BYTES:PLACE_AT])
+        return Found(value[HEAD_BYTES:], self._eras.latest(self._clock()) - fetched_at)
 
     def ticket(self, place: Place) -> _Ticket | None:
         """Return the owner's token and the key of now; None where they are not known."""
@@ -111,24 +132,25 @@ class RedisStore:
         token = self._tokens.get(owner)
         return None if token is None else _Ticket(token, self._keys.record(place, eras))
 
-    def put(self, place: Place, record: bytes, *, fetched_at: float, ttl: float, ticket: object = None) -> None:
+    def put(self, place: Place, record: bytes, *, age: float, ttl: float, ticket: object = None) -> None:
         """Keep a record, if its ticket still holds; without one, ask for the owner's token, for the next time."""
         self._waiting.pop(place.key, None)
         known = ticket if isinstance(ticket, _Ticket) else None
-        self._waiting[place.key] = _Waiting(place, record, fetched_at, ttl, known)
+        self._waiting[place.key] = _Waiting(place, record, self._clock() - age, ttl, known)
         if len(self._waiting) > MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
             self.lost += 1
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.ensure_future(self._write())
+        self._write_soon()
 
     async def drop(self, place: Place) -> None:
-        """Forget a record that is of no use."""
+        """Forget a record that is of no use: here at once, in Redis as soon as it takes it."""
         self._waiting.pop(place.key, None)
         eras = self._eras.current()
         if place.owner is not None and eras is not None:
-            key = self._keys.record(place, eras)
-            await self._try(lambda redis: redis.delete(key))
+            self._dropping[place.key] = self._keys.record(place, eras)
+            if len(self._dropping) > MOST_WAITING:
+                self._dropping.popitem(last=False)
+            self._write_soon()
 
     async def forget(self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False) -> int:
         """Do nothing: the group is told, and tells Redis; see `redis_group`."""
@@ -174,10 +196,25 @@ class RedisStore:
         """Write what waits."""
         await self.flush()
 
+    def _write_soon(self) -> None:
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.ensure_future(self._write())
+
     async def _write(self) -> None:
-        while self._waiting:
+        while self._waiting or self._dropping:
+            if not await self._drop_all() and not self._waiting:
+                return  # until Redis is back
             batch = [self._waiting.pop(key) for key in list(self._waiting)[:AT_ONCE]]
             await asyncio.gather(*map(self._write_one, batch))
+
+    async def _drop_all(self) -> bool:
+        """Delete what is to be dropped; say whether Redis has taken all of it."""
+        while self._dropping:
+            place, key = next(iter(self._dropping.items()))
+            if not await self._try(lambda redis, key=key: redis.delete(key)):
+                return False
+            self._dropping.pop(place, None)
+        return True
 
     async def _write_one(self, waiting: _Waiting) -> None:
         place, ticket, owner = waiting.place, waiting.ticket, waiting.place.owner
@@ -188,7 +225,8 @@ class RedisStore:
         elif ticket is None:
             await self._try(lambda redis: self._learn(redis, owner))
         else:
-            value = packed(ticket.token, waiting.fetched_at, place.key, waiting.record)
+            fetched_at = self._eras.earliest(waiting.fetched_at)
+            value = packed(ticket.token, fetched_at, place.key, waiting.record)
             token_key = self._keys.token(owner)
 
             async def store(redis: RedisCache) -> None:

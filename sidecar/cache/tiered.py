@@ -1,17 +1,25 @@
 """Memory before a store: what a restart would lose is kept behind it, and recalled when memory has nothing."""
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sidecar.cache.memory import MemoryCache
 from sidecar.cache.records import Place, Records, Stored, node_tag, note_place, owner_tag, place_of, whose
 from sidecar.cache.seals import RecordError
 from sidecar.core.events import RecordDropped, StoreLookup
 from sidecar.core.model import Entry, Key
-from sidecar.service.ports import Clock, Observer, Recalled
+from sidecar.service.ports import Clock, Observer, Recalled, Unsettled
 
 NOTE_SECONDS = 30 * 86_400.0
 """How long a word about the store is of use."""
+
+
+class Found(NamedTuple):
+    """What a store has."""
+
+    record: bytes
+    age: float | None = None
+    """Seconds, at least, by the store's own clock; None: it has none, and the record says when it was fetched."""
 
 
 class StoreStats(Protocol):
@@ -46,7 +54,7 @@ class Store(StoreStats, Protocol):
     is_shared: bool
     """Whether other sidecars use it, too."""
 
-    async def get(self, place: Place) -> bytes | None:
+    async def get(self, place: Place) -> Found | Unsettled | None:
         """Return a record, None where there is none or the store is in trouble."""
         ...
 
@@ -54,10 +62,10 @@ class Store(StoreStats, Protocol):
         """Return what must be shown to keep, later, what is asked for from now on."""
         ...
 
-    def put(self, place: Place, record: bytes, *, fetched_at: float, ttl: float, ticket: object = None) -> None:
+    def put(self, place: Place, record: bytes, *, age: float, ttl: float, ticket: object = None) -> None:
         """Keep a record that is of use for `ttl` seconds, if its ticket still holds; returns at once.
 
-        `fetched_at`: Unix seconds; it never takes the place of a younger one.
+        `age`: seconds since it was fetched; it never takes the place of a younger one.
         """
         ...
 
@@ -127,21 +135,22 @@ class TieredCache:
         age = self._clock() - entry.confirmed_at
         stored = Stored(entry.document, self._wall() - age, entry.spread, self._boot, entry.epoch, whose(key))
         place = self._place(key)
-        self._store.put(
-            place, self._records.encode(place.key, stored), fetched_at=stored.fetched_at, ttl=ttl, ticket=ticket
-        )
+        self._store.put(place, self._records.encode(place.key, stored), age=age, ttl=ttl, ticket=ticket)
 
-    async def recall(self, key: Key) -> Recalled | None:
-        """Return what is kept behind the memory, with its true age; what lies in the future is of no age we know."""
+    async def recall(self, key: Key) -> Recalled | Unsettled | None:
+        """Return what is kept behind the memory, with its true age; what lies in the future is of no age we know.
+
+        Clocks of two machines may differ: of the age by our clock and the age by the store's, the greater one counts.
+        """
         if self._store is None:
             return None
         place = self._place(key)
-        data = await self._store.get(place)
-        if data is None:
+        found = await self._store.get(place)
+        if not isinstance(found, Found):
             self._observe(StoreLookup(self._store.kind, "miss"))
-            return None
+            return found
         try:
-            stored = self._records.decode(place.key, data)
+            stored = self._records.decode(place.key, found.record)
         except RecordError as error:
             self._observe(RecordDropped(error.reason))
             await self._store.drop(place)
@@ -150,6 +159,7 @@ class TieredCache:
         self._observe(StoreLookup(self._store.kind, "hit"))
         if age < 0:
             return None
+        age = max(age, found.age or 0.0)
         epoch = stored.epoch if stored.boot == self._boot else 0
         return Recalled(stored.kept, self._clock() - age, stored.spread, None if self._store.is_shared else epoch)
 
@@ -176,16 +186,16 @@ class TieredCache:
         if self._store is not None:
             place = note_place(self._namespace, name)
             note = self._records.close_note(place.key, value)
-            self._store.put(place, note, fetched_at=self._wall(), ttl=NOTE_SECONDS)
+            self._store.put(place, note, age=0.0, ttl=NOTE_SECONDS)
 
     async def noted(self, name: str) -> str | None:
         """Return that word, None where there is none."""
         if self._store is None:
             return None
         place = note_place(self._namespace, name)
-        data = await self._store.get(place)
+        found = await self._store.get(place)
         try:
-            return None if data is None else self._records.open_note(place.key, data)
+            return self._records.open_note(place.key, found.record) if isinstance(found, Found) else None
         except RecordError as error:
             self._observe(RecordDropped(error.reason))
             return None

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 V = TypeVar("V")
 
+MOST_ID = 2**63 - 1
+"""The largest id that the config service's database holds; nothing is kept for a greater one."""
 ALLOWED = "a path from / on, where {name} is one segment and a * at the end anything"
 _CHARACTERS = r"[A-Za-z0-9._~!$&'()*+,;=:@-]"  # of a segment, RFC 3986 §3.3, but for percent-encoding
 _PLAIN = re.compile(rf"(?:/(?!\.\.?(?:/|\Z)){_CHARACTERS}+)*/?")
@@ -129,6 +131,7 @@ def _integer(text: str) -> int | None:
     if decimals.strip("0"):
         return None
     try:
-        return int(whole.replace("_", ""))
-    except ValueError:  # also more digits than Python reads; no user has such an id
+        user = int(whole.replace("_", ""))
+    except ValueError:  # also more digits than Python reads
         return None
+    return user if abs(user) <= MOST_ID else None

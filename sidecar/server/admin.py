@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
+from sidecar.core.routes import MOST_ID
 from sidecar.server.body import BodyError, read_body
 from sidecar.server.listener import Handler
 from sidecar.server.responses import problem
@@ -28,7 +29,7 @@ class _Reset(msgspec.Struct, forbid_unknown_fields=True):
 class _Invalidate(msgspec.Struct, forbid_unknown_fields=True):
     """What is invalidated: exactly one of the three."""
 
-    user: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    user: Annotated[int, msgspec.Meta(gt=0, le=MOST_ID)] | None = None
     node: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     all: Literal[True] | None = None
 
@@ -52,8 +53,8 @@ class Forgotten(Protocol):
         ...
 
     @property
-    def told(self) -> bool:
-        """Whether there is a group that is told."""
+    def told(self) -> bool | None:
+        """Whether the group knows of it; None: there is no group."""
         ...
 
 
@@ -105,7 +106,7 @@ def admin_routes(
     return {place: guarded(handler) for place, handler in (others or {}).items()} | {
         ("POST", PARITY): guarded(_answering(_Reset, parity, '{"reset": NODE}, or {"reset": null} for all nodes')),
         ("POST", INVALIDATE): guarded(
-            _answering(_Invalidate, invalidate, '{"user": NUMBER above 0}, {"node": NAME} or {"all": true}')
+            _answering(_Invalidate, invalidate, f'{{"user": 1 to {MOST_ID}}}, {{"node": NAME}} or {{"all": true}}')
         ),
     }
 

@@ -1,5 +1,6 @@
 """Invalidation: by hand, or by another sidecar of the group; here at once, everywhere soon (contract §4 promise 8)."""
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
@@ -15,8 +16,8 @@ class Forgotten(NamedTuple):
     memory: int
     store: int
     """Behind the memory; 0 where that is shared, for there nothing is counted."""
-    told: bool
-    """Whether there is a group that is told."""
+    told: bool | None
+    """Whether the group knows of it; False: it is told as soon as Redis is back; None: there is no group."""
 
 
 class Invalidations:
@@ -36,7 +37,7 @@ class Invalidations:
 
     async def node(self, node_name: str) -> Forgotten:
         """Invalidate the documents of one node; settings that serve all nodes stay."""
-        memory = self._drop_node(node_name)
+        memory = self._drop_nodes((node_name,))
         return await self._done("node", memory, await self._cache.forget_node(node_name), NodeVoid(node_name))
 
     async def everything(self) -> Forgotten:
@@ -44,21 +45,25 @@ class Invalidations:
         memory = self._drop_all()
         return await self._done("all", memory, await self._cache.forget_all(), AllVoid())
 
-    def heard(self, change: Change) -> None:
-        """Make void what a change made void elsewhere."""
-        match change:
-            case WriteBegan():
-                self._writes.began_elsewhere(change.owner, change.write, settles_in=change.settles_in)
-                return  # its end, or its time, will be counted
-            case WriteEnded():
-                self._writes.ended_elsewhere(change.owner, change.write)
-                self._observe(Invalidated("group", "user"))
-            case NodeVoid():
-                self._drop_node(change.node)
-                self._observe(Invalidated("group", "node"))
-            case AllVoid():
-                self._drop_all()
-                self._observe(Invalidated("group", "all"))
+    def heard(self, changes: Iterable[Change]) -> None:
+        """Make void what changes made void elsewhere; memory is looked through once for all nodes."""
+        nodes = set()
+        for change in changes:
+            match change:
+                case WriteBegan():
+                    self._writes.began_elsewhere(change.owner, change.write, settles_in=change.settles_in)
+                    continue  # its end, or its time, will be counted
+                case WriteEnded():
+                    self._writes.ended_elsewhere(change.owner, change.write)
+                    self._observe(Invalidated("group", "user"))
+                case NodeVoid():
+                    nodes.add(change.node)
+                    self._observe(Invalidated("group", "node"))
+                case AllVoid():
+                    self._drop_all()
+                    self._observe(Invalidated("group", "all"))
+        if nodes:
+            self._drop_nodes(nodes)
 
     def doubt(self, seconds: float) -> None:
         """Trust nothing from before now for a while: something may have gone unheard."""
@@ -72,13 +77,12 @@ class Invalidations:
 
     async def _done(self, scope: str, memory: int, store: int, change: Change) -> Forgotten:
         self._observe(Invalidated("admin", scope))
-        if self._group is not None:
-            await self._group.tell(change)
-        return Forgotten(memory, store, self._group is not None)
+        told = None if self._group is None else await self._group.tell(change)
+        return Forgotten(memory, store, told)
 
-    def _drop_node(self, node_name: str) -> int:
+    def _drop_nodes(self, names: Collection[str]) -> int:
         self._writes.void_flights()
-        return self._cache.drop_where(lambda key: isinstance(key, PromptKey) and key.node_name == node_name)
+        return self._cache.drop_where(lambda key: isinstance(key, PromptKey) and key.node_name in names)
 
     def _drop_all(self) -> int:
         self._writes.void_all()

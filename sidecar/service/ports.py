@@ -69,6 +69,14 @@ class Recalled(NamedTuple):
     """How many writes had passed when it was asked for; None: the store vouches for it as of now."""
 
 
+class Unsettled(NamedTuple):
+    """A change of the owner's settings is on its way through another sidecar: nothing of his is to be kept."""
+
+    write: str
+    settles_in: float
+    """Seconds, without word of its end."""
+
+
 class Cache(Protocol):
     """Where entries are kept. `peek` is the hot path's only stop: it answers at once, without an await."""
 
@@ -98,7 +106,7 @@ class Cache(Protocol):
         """Keep an entry behind the memory, too, for at most `ttl` seconds; returns at once."""
         ...
 
-    async def recall(self, key: Key) -> Recalled | None:
+    async def recall(self, key: Key) -> Recalled | Unsettled | None:
         """Return what is kept behind the memory; never raises, and is never long about it."""
         ...
 
@@ -126,8 +134,8 @@ class Cache(Protocol):
 class Group(Protocol):
     """The other sidecars that share a store."""
 
-    async def tell(self, change: Change) -> None:
-        """Tell of a change; returns when it is sure to be heard, or cannot be told in time: then it is told later."""
+    async def tell(self, change: Change) -> bool:
+        """Tell of a change; returns when it is sure to be heard, or False: it cannot be told in time, but later."""
         ...
 
     def tell_soon(self, change: Change) -> None:

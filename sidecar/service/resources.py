@@ -14,8 +14,9 @@ from sidecar.core.freshness import State, Windows, state_of, strategy_for, windo
 from sidecar.core.model import Entry, Kept, Key, hollowed, may_replace
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.retry import Rng
+from sidecar.core.routes import MOST_ID
 from sidecar.service.background import Background
-from sidecar.service.ports import Cache, Clock, Confirmed, Observer, Source
+from sidecar.service.ports import Cache, Clock, Confirmed, Observer, Source, Unsettled
 from sidecar.service.single_flight import Joined, SingleFlight, wait
 from sidecar.service.writes import Writes
 
@@ -234,6 +235,9 @@ class Resources(Generic[K, V]):
         recalled = await self._cache.recall(key)
         if recalled is None or self._writes.lane(key.owner) != began_in:
             return self.peek(key)
+        if isinstance(recalled, Unsettled):
+            self._writes.began_elsewhere(key.owner, recalled.write, settles_in=recalled.settles_in)
+            return None
         known = self.peek(key)
         if known is not None and known.confirmed_at >= recalled.confirmed_at:
             return known
@@ -376,9 +380,10 @@ class Resources(Generic[K, V]):
             )
         if isinstance(brought, UpstreamFailure):
             kept = self._cache.peek(key)
-            if brought.rule.evicts and kept is not None and kept.confirmed_at <= begun.at:
-                await self._cache.delete(key)
-                self._observe(Evicted(label))
+            if brought.rule.evicts and (kept is None or kept.confirmed_at <= begun.at):
+                await self._cache.delete(key)  # also where memory has nothing: something may be behind it
+                if kept is not None:
+                    self._observe(Evicted(label))
             self._observe(FetchFailed(label, brought.kind, brought.detail, self._source.endpoint))
             return brought
         epoch = begun.epoch
@@ -386,6 +391,7 @@ class Resources(Generic[K, V]):
         keep_for = self._keep_for(policy, entry)
         stored = (
             keep_for > 0
+            and (key.owner or 0) <= MOST_ID
             and self._may_keep(entry.document)
             and self._writes.may_land(key.owner, epoch)
             and may_replace(entry, self.peek(key))

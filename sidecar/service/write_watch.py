@@ -67,6 +67,8 @@ class _Write:
         if watch.group is not None:
             again = WriteBegan(owner, self._number, watch.settle_seconds())  # it may still take effect, so much later
             watch.group.tell_soon(again if lost else WriteEnded(owner, self._number))
+        if not lost:
+            watch.writes.settled(owner, self._number)  # Redis may have shown it to us as one of another's
         if end is WriteEnd.NOT_SENT:
             watch.writes.gave_up(owner)
             return

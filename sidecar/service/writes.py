@@ -79,6 +79,14 @@ class Writes:
         self._elsewhere.get(owner, {}).pop(write, None)
         self.void(owner)
 
+    def settled(self, owner: int | None, write: str) -> None:
+        """Note that a write of our own is over, of which the group may have told us as of a stranger's."""
+        self._elsewhere.get(owner, {}).pop(write, None)
+        mark = self._marks.get(owner)
+        if mark is not None:
+            until = max(mark.lost_until, *self._elsewhere.get(owner, {}).values(), 0.0)
+            self._marks[owner] = mark._replace(unsettled_until=until)
+
     def void_all(self) -> None:
         """Make void what everybody has."""
         self._epoch += 1

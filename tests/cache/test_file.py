@@ -17,6 +17,7 @@ import pytest
 from sidecar.cache import file as file_module
 from sidecar.cache.file import FileStore, StoreBusyError
 from sidecar.cache.records import Place
+from sidecar.cache.tiered import Found
 from sidecar.core.events import Event, StoreChanged
 from sidecar.demo.processes import PACKAGE_ROOT
 from tests.harness import ManualClock, eventually
@@ -38,7 +39,7 @@ class Opened:
         self.store = FileStore(path, max_bytes=max_bytes, clock=self.clock, observer=self.events.append)
 
     def put(self, name: str, record: bytes = b"record", owner: bytes | None = None, node: bytes | None = None) -> None:
-        self.store.put(Place(name.encode(), owner, node), record, fetched_at=0.0, ttl=60.0)
+        self.store.put(Place(name.encode(), owner, node), record, age=0.0, ttl=60.0)
 
     async def names(self, *names: str) -> set[str]:
         return {name for name in names if await self.store.get(place(name)) is not None}
@@ -64,10 +65,10 @@ def path(tmp_path: Path) -> Iterator[Path]:
 async def test_what_was_put_is_there_at_once_and_after_a_restart(path: Path) -> None:
     async with opened(path) as one:
         one.put("a", b"\x00\xff")
-        assert await one.store.get(place("a")) == b"\x00\xff"
+        assert await one.store.get(place("a")) == Found(b"\x00\xff")
         assert await one.store.get(place("b")) is None
     async with opened(path) as two:
-        assert await two.store.get(place("a")) == b"\x00\xff"
+        assert await two.store.get(place("a")) == Found(b"\x00\xff")
         assert (two.store.entries, two.store.bytes) == (1, 2)
         assert two.events == []
 
@@ -87,7 +88,7 @@ async def test_the_newest_record_of_a_key_counts(path: Path) -> None:
         for record in (b"1", b"22", b"333"):
             one.put("a", record)
             await one.store.flush()
-        assert await one.store.get(place("a")) == b"333"
+        assert await one.store.get(place("a")) == Found(b"333")
         assert (one.store.entries, one.store.bytes) == (1, 3)
 
 
@@ -296,7 +297,7 @@ WRITER = """
             number += 1
             key = str(number % 50).encode()
             owner = str(number % 5).encode()
-            store.put(Place(key, owner, None), owner + b":" + str(number).encode() * 200, fetched_at=0.0, ttl=60.0)
+            store.put(Place(key, owner, None), owner + b":" + str(number).encode() * 200, age=0.0, ttl=60.0)
             if number % 20 == 0:
                 await store.flush()
                 print("written", number, flush=True)
@@ -329,10 +330,10 @@ async def test_fifty_kills_in_the_middle_of_writes_lose_no_truth(path: Path) -> 
         async with opened(path) as one:
             assert one.events == []
             for key in range(50):
-                record = await one.store.get(place(str(key)))
-                if record is None:
+                found = await one.store.get(place(str(key)))
+                if found is None:
                     continue
-                owner, _, text = record.partition(b":")
+                owner, _, text = found.record.partition(b":")
                 told = text[: len(text) // 200]
                 assert told * 200 == text
                 assert int(told) % 50 == key

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from sidecar.cache.outbox import MOST_WAITING, Message
 from sidecar.cache.records import Place, place_of
 from sidecar.cache.redis_group import RedisGroup
 from sidecar.cache.redis_store import RedisStore
+from sidecar.cache.tiered import Found
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
 from sidecar.core.events import Event, RecordDropped, StoreChanged
 from sidecar.core.model import PromptKey
@@ -43,8 +44,8 @@ class Member:
     doubts: list[float] = field(default_factory=list)
     lost: int = 0
 
-    def heard(self, change: Change) -> None:
-        self.changes.append(change)
+    def heard(self, changes: Iterable[Change]) -> None:
+        self.changes.extend(changes)
 
     def doubt(self, seconds: float) -> None:
         self.doubts.append(seconds)
@@ -52,10 +53,15 @@ class Member:
     def lost_track(self) -> None:
         self.lost += 1
 
-    async def fetches(self, place: Place, record: bytes, *, at: float = 1.0, ttl: float = 60.0) -> None:
+    async def has(self, place: Place) -> bytes | None:
+        """Return the record that it finds."""
+        found = await self.store.get(place)
+        return found.record if isinstance(found, Found) else None
+
+    async def fetches(self, place: Place, record: bytes, *, age: float = 1.0, ttl: float = 60.0) -> None:
         """Do what a fetch does: note the ticket, ask the upstream, keep what it brought."""
         await self.store.get(place)
-        self.store.put(place, record, fetched_at=at, ttl=ttl, ticket=self.store.ticket(place))
+        self.store.put(place, record, age=age, ttl=ttl, ticket=self.store.ticket(place))
         await self.store.flush()
 
     async def hears(self, *changes: Change) -> None:
@@ -110,9 +116,9 @@ async def two_of(redis: Server, **given: Any) -> AsyncIterator[tuple[Member, Mem
 async def test_what_one_keeps_the_other_finds_and_only_that(redis: Server) -> None:
     async with two_of(redis) as (one, two):
         await one.fetches(EXPLAIN, b"\x00record\xff")
-        assert await two.store.get(EXPLAIN) == b"\x00record\xff"
-        assert await two.store.get(QUIZ) is None
-        assert await two.store.get(OF_12) is None
+        assert await two.has(EXPLAIN) == b"\x00record\xff"
+        assert await two.has(QUIZ) is None
+        assert await two.has(OF_12) is None
 
 
 async def test_a_record_goes_by_itself_when_its_time_is_over(redis: Server) -> None:
@@ -128,7 +134,7 @@ async def test_a_record_goes_by_itself_when_its_time_is_over(redis: Server) -> N
 
 
 async def is_gone(member: Member, place: Place) -> bool:
-    return await member.store.get(place) is None
+    return await member.has(place) is None
 
 
 async def test_no_user_and_no_node_is_in_a_key(redis: Server) -> None:
@@ -142,7 +148,7 @@ async def test_no_user_and_no_node_is_in_a_key(redis: Server) -> None:
 async def test_sidecars_of_another_upstream_or_prefix_share_nothing(redis: Server) -> None:
     async with member_of(redis, b"one") as one, member_of(redis, b"two", prefix="another") as two:
         await one.fetches(EXPLAIN, b"record")
-        assert await two.store.get(EXPLAIN) is None
+        assert await two.has(EXPLAIN) is None
         await one.group.tell(AllVoid())
         await two.group.tell(NodeVoid("quiz"))
         await one.fetches(QUIZ, b"record")
@@ -151,11 +157,11 @@ async def test_sidecars_of_another_upstream_or_prefix_share_nothing(redis: Serve
 
 async def test_an_older_record_never_takes_the_place_of_a_younger_one(redis: Server) -> None:
     async with two_of(redis) as (one, two):
-        await one.fetches(EXPLAIN, b"younger", at=2_000_000_000.5)
-        await two.fetches(EXPLAIN, b"older", at=2_000_000_000.25)
-        assert await two.store.get(EXPLAIN) == b"younger"
-        await two.fetches(EXPLAIN, b"youngest", at=2_000_000_000.75)
-        assert await one.store.get(EXPLAIN) == b"youngest"
+        await one.fetches(EXPLAIN, b"younger", age=20.0)
+        await two.fetches(EXPLAIN, b"older", age=40.0)
+        assert await two.has(EXPLAIN) == b"younger"
+        await two.fetches(EXPLAIN, b"youngest", age=0.0)
+        assert await one.has(EXPLAIN) == b"youngest"
 
 
 async def test_what_is_dropped_is_gone_for_all(redis: Server) -> None:
@@ -163,18 +169,19 @@ async def test_what_is_dropped_is_gone_for_all(redis: Server) -> None:
         await one.fetches(EXPLAIN, b"record")
         await one.fetches(QUIZ, b"record")
         await two.store.drop(EXPLAIN)
-        assert await one.store.get(EXPLAIN) is None
-        assert await one.store.get(QUIZ) == b"record"
+        await two.store.flush()
+        assert await one.has(EXPLAIN) is None
+        assert await one.has(QUIZ) == b"record"
 
 
 async def test_a_note_is_kept_for_the_next_sidecar(redis: Server) -> None:
     note = Place(b"n" * 32, None, None)
     async with two_of(redis) as (one, two):
-        assert await one.store.get(note) is None
-        one.store.put(note, b"prompt-data", fetched_at=1.0, ttl=60.0)
+        assert await one.has(note) is None
+        one.store.put(note, b"prompt-data", age=0.0, ttl=60.0)
         await one.store.flush()
         await one.group.tell(AllVoid())
-        assert await two.store.get(note) == b"prompt-data"
+        assert await two.has(note) == b"prompt-data"
 
 
 async def test_something_else_under_our_keys_is_nothing(redis: Server) -> None:
@@ -184,7 +191,7 @@ async def test_something_else_under_our_keys_is_nothing(redis: Server) -> None:
             if not key.endswith((b":eras", b":changes")):
                 await redis.client.delete(key)
                 await redis.client.rpush(key, "a list")
-        assert await two.store.get(EXPLAIN) is None
+        assert await two.has(EXPLAIN) is None
 
 
 async def test_eras_that_a_stranger_wrote_are_only_other_keys(redis: Server) -> None:
@@ -198,7 +205,7 @@ async def test_eras_that_a_stranger_wrote_are_only_other_keys(redis: Server) -> 
 
         await eventually(is_other)
         await one.fetches(EXPLAIN, b"another")
-        assert await one.store.get(EXPLAIN) == b"another"
+        assert await one.has(EXPLAIN) == b"another"
 
 
 # Versions
@@ -220,9 +227,9 @@ async def test_what_a_change_made_void_is_found_by_nobody(redis: Server, change:
         await one.group.tell(change)
         await two.hears(change)
         for member in (one, two):
-            assert {name for name, place in places.items() if await member.store.get(place) is None} == void
+            assert {name for name, place in places.items() if await member.has(place) is None} == void
         async with member_of(redis, b"three") as three:
-            assert {name for name, place in places.items() if await three.store.get(place) is None} == void
+            assert {name for name, place in places.items() if await three.has(place) is None} == void
 
 
 @pytest.mark.parametrize("change", [WriteEnded(1, ""), NodeVoid("explain"), AllVoid()])
@@ -236,14 +243,14 @@ async def test_a_fetch_that_a_change_overtook_puts_nothing_old_back(
         ticket = fetching.store.ticket(EXPLAIN)
         assert ticket is not None
         await one.group.tell(change)
-        fetching.store.put(EXPLAIN, b"old", fetched_at=1.0, ttl=60.0, ticket=ticket)
+        fetching.store.put(EXPLAIN, b"old", age=1.0, ttl=60.0, ticket=ticket)
         await fetching.store.flush()
         await two.hears(change)
         for member in (one, two):
-            assert await member.store.get(EXPLAIN) is None
+            assert await member.has(EXPLAIN) is None
         await fetching.fetches(EXPLAIN, b"new")
         for member in (one, two):
-            assert await member.store.get(EXPLAIN) == b"new"
+            assert await member.has(EXPLAIN) == b"new"
 
 
 async def test_while_a_write_is_under_way_nothing_of_its_user_is_found_or_kept_by_anybody(redis: Server) -> None:
@@ -252,14 +259,14 @@ async def test_while_a_write_is_under_way_nothing_of_its_user_is_found_or_kept_b
         await one.group.tell(WriteBegan(1, "a", 30.0))
         await two.hears(WriteBegan(1, "a", 30.0))
         for member in (one, two):
-            assert await member.store.get(EXPLAIN) is None
+            assert await member.has(EXPLAIN) is None
             await member.fetches(EXPLAIN, b"in between")
-            assert await member.store.get(EXPLAIN) is None
+            assert await member.has(EXPLAIN) is None
         await one.group.tell(WriteEnded(1, "a"))
         await two.hears(WriteEnded(1, "a"))
-        assert await two.store.get(EXPLAIN) is None
+        assert await two.has(EXPLAIN) is None
         await two.fetches(EXPLAIN, b"new")
-        assert await one.store.get(EXPLAIN) == b"new"
+        assert await one.has(EXPLAIN) == b"new"
 
 
 async def test_a_write_whose_sidecar_dies_is_over_in_its_time(redis: Server) -> None:
@@ -269,7 +276,7 @@ async def test_a_write_whose_sidecar_dies_is_over_in_its_time(redis: Server) -> 
 
         async def kept_again() -> bool:
             await two.fetches(EXPLAIN, b"new")
-            return await two.store.get(EXPLAIN) == b"new"
+            return await two.has(EXPLAIN) == b"new"
 
         await eventually(kept_again)
 
@@ -310,7 +317,7 @@ async def test_a_greater_storm_makes_all_void(redis: Server) -> None:
         for user in range(100, 100 + 10 * MOST_WAITING):
             one.group.tell_soon(WriteEnded(user, ""))
         await two.hears(AllVoid())
-        assert await two.store.get(EXPLAIN) is None
+        assert await two.has(EXPLAIN) is None
         assert one.group.pending <= MOST_WAITING
 
 
@@ -370,9 +377,9 @@ async def test_after_a_gap_there_is_doubt_for_the_loss_window_and_no_record_is_t
             pass
         await reconnected(two)
         assert two.doubts == [0.5]
-        assert await two.store.get(EXPLAIN) is None, "its invalidation may be on its way"
+        assert await two.has(EXPLAIN) is None, "its invalidation may be on its way"
         two.clock.advance(0.6)
-        assert await two.store.get(EXPLAIN) == b"record"
+        assert await two.has(EXPLAIN) == b"record"
 
 
 async def test_redis_that_lost_its_data_is_told_again_and_who_heard_it_does_not_hear_it_twice(redis: Server) -> None:
@@ -397,8 +404,8 @@ async def away(member: Member) -> AsyncIterator[None]:
     group, gone, may_return = member.group, asyncio.Event(), asyncio.Event()
     catch_up = group._catch_up
 
-    async def is_cut() -> None:
-        raise ConnectionError("cut")
+    async def is_cut(block: float | None) -> None:
+        raise ConnectionError(f"cut, {block}")
 
     async def returns() -> None:
         gone.set()
@@ -480,7 +487,7 @@ async def test_a_start_is_no_gap(redis: Server) -> None:
     async with member_of(redis, b"one") as one:
         await one.fetches(EXPLAIN, b"record")
     async with member_of(redis, b"two") as two:
-        assert await two.store.get(EXPLAIN) == b"record"
+        assert await two.has(EXPLAIN) == b"record"
         assert two.doubts == []
 
 

@@ -177,7 +177,7 @@ RECORDED_SPELLINGS = {
     "users/get_uid_abc": None,
     "users/get_uid_float": None,
     "users/get_uid_float0": 1,
-    "users/get_uid_gt_int64": 2**63,
+    "users/get_uid_gt_int64": None,
     "users/get_uid_neg": -1,
     "users/get_uid_plus": 7,
     "users/get_uid_spaces": 7,

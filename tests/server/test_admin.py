@@ -335,7 +335,7 @@ async def test_what_says_not_exactly_one_thing_invalidates_nothing(body: bytes) 
         said = await here.invalidate(body)
         assert said.status == 422
         assert json.loads(said.body)["detail"] == (
-            'The body must be {"user": NUMBER above 0}, {"node": NAME} or {"all": true}.'
+            'The body must be {"user": 1 to 9223372036854775807}, {"node": NAME} or {"all": true}.'
         )
         assert here.invalidated == []
 

@@ -22,8 +22,9 @@ class FakeGroup:
     def __init__(self) -> None:
         self.told: list[Change] = []
 
-    async def tell(self, change: Change) -> None:
+    async def tell(self, change: Change) -> bool:
         self.told.append(change)
+        return True
 
     def tell_soon(self, change: Change) -> None:
         self.told.append(change)
@@ -89,7 +90,7 @@ async def test_everything_is_invalidated() -> None:
 )
 async def test_what_is_heard_is_void_and_not_told_again(change: Change, again: list[tuple[int, str]]) -> None:
     world = await kept()
-    world.invalidations.heard(change)
+    world.invalidations.heard([change])
     assert await world.asked_again() == again
     assert world.group.told == []
     assert [event.source for event in world.seen(Invalidated)] == ["group"]
@@ -97,10 +98,10 @@ async def test_what_is_heard_is_void_and_not_told_again(change: Change, again: l
 
 async def test_while_a_write_elsewhere_is_under_way_nothing_of_its_user_is_kept() -> None:
     world = await kept()
-    world.invalidations.heard(WriteBegan(1, "a", 30.0))
+    world.invalidations.heard([WriteBegan(1, "a", 30.0)])
     for _ in range(2):
         assert await world.asked_again() == [(1, "explain"), (1, "quiz")]
-    world.invalidations.heard(WriteEnded(1, "a"))
+    world.invalidations.heard([WriteEnded(1, "a")])
     assert await world.asked_again() == [(1, "explain"), (1, "quiz")]
     assert await world.asked_again() == []
 
@@ -128,7 +129,7 @@ async def test_a_fetch_in_flight_is_neither_kept_nor_joined(change: Change) -> N
     world.source.takes = 1.0
     early = asyncio.ensure_future(world.ask(1, "explain", topic="tides"))
     await asyncio.sleep(0.5)
-    world.invalidations.heard(change)
+    world.invalidations.heard([change])
     late = asyncio.ensure_future(world.ask(1, "explain", topic="tides"))
     await asyncio.gather(early, late)
     assert world.fetches == 2
