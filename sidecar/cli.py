@@ -295,7 +295,8 @@ def invalidate(
         return
     told, pending = "the other sidecars of its group know", "the others will be told as soon as Redis answers"
     group = {True: f"; {told}", False: f"; {pending}", None: ""}[done["group_told"]]
-    click.echo(f"Invalidated: {done['memory']} entries in memory, {done['store']} in the store{group}.")
+    store = "the store's as soon as it answers" if done["store"] is None else f"{done['store']} in the store"
+    click.echo(f"Invalidated: {done['memory']} entries in memory, {store}{group}.")
 
 
 @main.command(

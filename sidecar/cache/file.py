@@ -2,61 +2,41 @@
 
 import asyncio
 import fcntl
+import itertools
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from sidecar.cache.disk import ALL, Disk, Row, Void, opened, remove, set_aside
 from sidecar.cache.records import Place
 from sidecar.cache.tiered import Found
 from sidecar.core.events import StoreChanged
 from sidecar.service.ports import Clock, Observer
 
 T = TypeVar("T")
-APPLICATION_ID = 0x50535352
-"""Marks the file as ours; one of another application, or of another schema, is set aside."""
-SCHEMA = 1
 BATCH_SECONDS = 0.5
 """What a SIGKILL may lose; what is forgotten is forgotten at once."""
 GET_SECONDS = 0.05
 """A request waits no longer for the disk; a healthy one answers in a tenth of a millisecond."""
+FORGET_SECONDS = 0.5
+"""Who has something forgotten waits no longer for the disk; until it is done, nothing of it is read."""
+OPEN_SECONDS = 0.5
+"""The start waits no longer for the disk: a pod must answer within a second."""
 REOPEN_SECONDS = 5.0
 """Between two attempts to use a file that was in trouble."""
 MOST_WAITING = 10_000
 """Records that wait to be written; with more, the oldest are not written: they can be fetched again."""
-AT_ONCE = 200
-"""Records read at once while all of them are: about a millisecond of the thread that requests wait for."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS records (
-    key BLOB PRIMARY KEY, owner BLOB, node BLOB, used INTEGER NOT NULL, record BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS by_owner ON records (owner);
-CREATE INDEX IF NOT EXISTS by_node ON records (node);
-CREATE INDEX IF NOT EXISTS by_use ON records (used);
-CREATE TABLE IF NOT EXISTS totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
-CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON records BEGIN
-    UPDATE totals SET entries = entries + 1, bytes = bytes + length(new.record);
-END;
-CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON records BEGIN
-    UPDATE totals SET entries = entries - 1, bytes = bytes - length(old.record);
-END;
-"""
+MOST_FORGOTTEN = 1_000
+"""What may wait to be forgotten; with more, all is."""
 
 
 class StoreBusyError(OSError):
     """Another sidecar has the file."""
-
-
-class _Waiting(NamedTuple):
-    owner: bytes | None
-    node: bytes | None
-    record: bytes
 
 
 class FileStore:
@@ -75,11 +55,15 @@ class FileStore:
         self._clock = clock
         self._observe = observer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="file-store")
-        self._disk: _Disk | None = None
+        self._disk: Disk | None = None
         self._lock: int | None = None
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[bytes, Row] = {}
         self._touched: dict[bytes, None] = {}
+        self._forgetting: dict[Void, int] = {}
+        self._numbers = itertools.count()
         self._flushing: asyncio.Task[None] | None = None
+        self._healing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[int | None]] = set()
         self._try_again_at = 0.0
         self._is_corrupt = False
         self.error: str | None = None
@@ -91,8 +75,12 @@ class FileStore:
 
     async def open(self) -> None:
         """Begin to use the file; raises `StoreBusyError`, while any other trouble is only told of."""
-        await self._in_thread(self._take_lock)
-        await self._reopen()
+        self._healing = asyncio.ensure_future(self._begin())
+        await asyncio.wait({self._healing}, timeout=OPEN_SECONDS)
+        if self._healing.done():
+            self._healing.result()
+        else:
+            self._in_trouble("slow")
 
     async def get(self, place: Place) -> Found | None:
         """Return a record, None where there is none or the disk does not answer in time."""
@@ -100,10 +88,11 @@ class FileStore:
         waiting = self._waiting.get(key)
         if waiting is not None:
             return Found(waiting.record)
-        if not await self._usable():
-            return None
         disk = self._disk
-        assert disk is not None
+        if disk is None:
+            self._heal_soon()
+        if disk is None or self._clock() < self._try_again_at or self._is_forgotten(place):
+            return None
         try:
             async with asyncio.timeout(GET_SECONDS):
                 record = await self._in_thread(lambda: disk.get(key))
@@ -113,7 +102,8 @@ class FileStore:
         except sqlite3.Error as error:
             self._broken(error)
             return None
-        if record is None:
+        self._well()
+        if record is None or self._is_forgotten(place):
             return None
         self._touched[key] = None
         self._flush_soon()
@@ -126,7 +116,7 @@ class FileStore:
         """Keep a record, whatever its time: a clock may have jumped; returns at once."""
         _ = age, ttl, ticket
         self._waiting.pop(place.key, None)
-        self._waiting[place.key] = _Waiting(place.owner, place.node, record)
+        self._waiting[place.key] = Row(place.owner, place.node, record)
         if len(self._waiting) > MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
             self.lost += 1
@@ -135,10 +125,15 @@ class FileStore:
     async def drop(self, place: Place) -> None:
         """Forget a record that is of no use."""
         self._waiting.pop(place.key, None)
-        await self._forget("key = ?", (place.key,))
+        await self._forget(("key", place.key))
 
-    async def forget(self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False) -> int:
-        """Forget for good before this returns, what still waits to be written included; say how many."""
+    async def forget(
+        self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False
+    ) -> int | None:
+        """Forget for good before this returns, what still waits to be written included; say how many.
+
+        None: the disk does not take it now. Nothing of it is read any more, and it goes as soon as the disk takes it.
+        """
         gone = {
             key
             for key, each in self._waiting.items()
@@ -148,13 +143,9 @@ class FileStore:
         }
         for key in gone:
             del self._waiting[key]
-        if everything:
-            return await self._forget("owner IS NOT NULL", ())  # what is noted of the store stays
-        count = 0
-        for column, value in (("owner", owner), ("node", node)):
-            if value is not None:
-                count += await self._forget(f"{column} = ?", (value,))
-        return count
+        named = [(column, value) for column, value in (("owner", owner), ("node", node)) if value is not None]
+        count = await self._forget(*([ALL] if everything else named))
+        return None if count is None else count + len(gone)
 
     async def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
         """Yield the key and the record of each entry, most recently used first, some at a time."""
@@ -175,32 +166,41 @@ class FileStore:
                 return
 
     async def flush(self) -> None:
-        """Write what waits."""
-        if not self._waiting and not self._touched:
+        """Write what waits, after what is to be forgotten."""
+        if not self._waiting and not self._touched and not self._forgetting:
             return
         waiting, self._waiting = self._waiting, {}
         touched, self._touched = [*self._touched], {}
-        if not await self._usable():
+        if self._disk is None and not await self._usable():
             self.lost += len(waiting)
             return
-        disk = self._disk
+        disk, forgetting = self._disk, dict(self._forgetting)
         assert disk is not None
         try:
-            self.entries, self.bytes = await self._in_thread(lambda: disk.write(waiting, touched, self._max_bytes))
+            self.entries, self.bytes = await self._in_thread(
+                lambda: disk.write(forgetting, waiting, touched, self._max_bytes)
+            )
         except sqlite3.Error as error:
             self.lost += len(waiting)
             self._broken(error)
+        else:
+            self._forgotten(forgetting)
+            self._well()
 
     async def close(self) -> None:
         """Write what waits, and let go of the file."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
+        tasks = [each for each in (self._flushing, self._healing, *self._tasks) if each is not None]
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._try_again_at = 0.0
         await self.flush()
         disk, self._disk = self._disk, None
         if disk is not None:
             with suppress(sqlite3.Error):
                 await self._in_thread(disk.close)
+        if self._forgetting:
+            await self._in_thread(partial(remove, self._path))  # the next process would read what is to be forgotten
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -225,9 +225,20 @@ class FileStore:
         self._lock = lock
 
     async def _usable(self) -> bool:
-        if self._disk is None and self._clock() >= self._try_again_at:
-            await self._reopen()
-        return self._disk is not None and self._clock() >= self._try_again_at
+        """Return whether there is an open file, after another attempt to open it where one is due."""
+        self._heal_soon()
+        if self._healing is not None:
+            await asyncio.wait({self._healing})
+        return self._disk is not None
+
+    def _heal_soon(self) -> None:
+        is_trying = self._healing is not None and not self._healing.done()
+        if self._disk is None and not is_trying and self._clock() >= self._try_again_at:
+            self._healing = asyncio.get_running_loop().create_task(self._reopen(), name="file-store-open")
+
+    async def _begin(self) -> None:
+        await self._in_thread(self._take_lock)
+        await self._reopen()
 
     async def _reopen(self) -> None:
         self._try_again_at = self._clock() + REOPEN_SECONDS
@@ -235,28 +246,59 @@ class FileStore:
             if self._lock is None:
                 await self._in_thread(self._take_lock)
             if self._is_corrupt:
-                await self._in_thread(lambda: _set_aside(self._path))
+                await self._in_thread(lambda: set_aside(self._path))
                 self._is_corrupt = False
-            self._disk = await self._in_thread(lambda: _opened(self._path))
-            self.entries, self.bytes = await self._in_thread(self._disk.count)
+            self._disk = await self._in_thread(lambda: opened(self._path))
+            self.entries, self.bytes = await self._in_thread(self._disk.size)
         except (sqlite3.Error, OSError) as error:
             self._broken(error)
             return
         self._try_again_at = 0.0
-        if self.error is not None:
-            self.error = None
-            self._observe(StoreChanged(None))
+        self._well()
+        if self._forgetting:
+            await self._apply(dict(self._forgetting))
 
-    async def _forget(self, where: str, values: tuple[bytes, ...]) -> int:
-        if not await self._usable():
-            return 0
+    def _is_forgotten(self, place: Place) -> bool:
+        void = self._forgetting
+        return bool(void) and (
+            ("key", place.key) in void
+            or (place.owner is not None and (("owner", place.owner) in void or ALL in void))
+            or (place.node is not None and ("node", place.node) in void)
+        )
+
+    async def _forget(self, *what: Void) -> int | None:
+        number = next(self._numbers)
+        self._forgetting |= dict.fromkeys(what, number)
+        if len(self._forgetting) > MOST_FORGOTTEN:
+            self._forgetting = {ALL: number}
+        task = asyncio.ensure_future(self._apply(dict.fromkeys(what, number)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.wait({task}, timeout=FORGET_SECONDS)
+        if not task.done():
+            self._in_trouble("slow")
+            return None
+        return task.result()
+
+    async def _apply(self, forgetting: dict[Void, int]) -> int | None:
+        """Forget on disk; None: the disk does not take it."""
+        if self._disk is None and not await self._usable():
+            return None
         disk = self._disk
         assert disk is not None
         try:
-            return await self._in_thread(lambda: disk.forget(where, values))
+            gone = await self._in_thread(lambda: disk.forget(forgetting))
         except sqlite3.Error as error:
             self._broken(error)
-            return 0
+            return None
+        self._forgotten(forgetting)
+        return gone
+
+    def _forgotten(self, forgetting: dict[Void, int]) -> None:
+        """Note what is forgotten for good, unless it was asked for once more meanwhile."""
+        for each, number in forgetting.items():
+            if self._forgetting.get(each) == number:
+                del self._forgetting[each]
 
     def _broken(self, error: sqlite3.Error | OSError) -> None:
         disk, self._disk = self._disk, None
@@ -273,6 +315,11 @@ class FileStore:
             self.error = word
             self._observe(StoreChanged(word))
 
+    def _well(self) -> None:
+        if self.error is not None and self._clock() >= self._try_again_at:
+            self.error = None
+            self._observe(StoreChanged(None))
+
     def _flush_soon(self) -> None:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.get_running_loop().create_task(self._flush_later(), name="file-store-flush")
@@ -281,111 +328,6 @@ class FileStore:
         while self._waiting or self._touched:
             await asyncio.sleep(BATCH_SECONDS)
             await self.flush()
-
-
-class _Disk:
-    """The open file; used on the store's thread only."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        (self._used,) = connection.execute("SELECT coalesce(max(used), 0) FROM records").fetchone()
-
-    def close(self) -> None:
-        with suppress(sqlite3.Error):
-            self._connection.close()
-
-    def count(self) -> tuple[int, int]:
-        entries, size = self._connection.execute("SELECT entries, bytes FROM totals").fetchone()
-        return int(entries), int(size)
-
-    def get(self, key: bytes) -> bytes | None:
-        found = self._connection.execute("SELECT record FROM records WHERE key = ?", (key,)).fetchone()
-        return None if found is None else bytes(found[0])
-
-    def write(self, waiting: dict[bytes, _Waiting], touched: list[bytes], max_bytes: int) -> tuple[int, int]:
-        with self._connection:
-            self._connection.executemany(
-                "UPDATE records SET used = ? WHERE key = ?", [(self._next(), key) for key in touched]
-            )
-            self._connection.executemany("DELETE FROM records WHERE key = ?", [(key,) for key in waiting])
-            self._connection.executemany(
-                "INSERT INTO records (key, owner, node, used, record) VALUES (?, ?, ?, ?, ?)",
-                [(key, each.owner, each.node, self._next(), each.record) for key, each in waiting.items()],
-            )
-            entries, size = self.count()
-            while size > max_bytes and entries:
-                many = max(1, entries // 20)
-                self._connection.execute(
-                    "DELETE FROM records WHERE key IN (SELECT key FROM records ORDER BY used LIMIT ?)", (many,)
-                )
-                entries, size = self.count()
-        return entries, size
-
-    def some_before(self, used: int) -> list[tuple[bytes, bytes, int]]:
-        """Return some records that were used before this one, the last used first."""
-        rows = self._connection.execute(
-            "SELECT key, record, used FROM records WHERE used < ? AND owner IS NOT NULL ORDER BY used DESC LIMIT ?",
-            (used, AT_ONCE),
-        )
-        return rows.fetchall()
-
-    def forget(self, where: str, values: tuple[bytes, ...]) -> int:
-        """Delete, and be sure of it: a lost deletion would bring back what a user has changed."""
-        self._connection.execute("PRAGMA synchronous = FULL")
-        try:
-            with self._connection:
-                return self._connection.execute(f"DELETE FROM records WHERE {where}", values).rowcount  # noqa: S608 — ours
-        finally:
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-
-    def _next(self) -> int:
-        self._used += 1
-        return int(self._used)
-
-
-def _opened(path: Path) -> _Disk:
-    """Open the file, or set aside what is none of ours and begin a new one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        return _Disk(_connected(path))
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise  # the disk's trouble, not the file's
-        _set_aside(path)
-        return _Disk(_connected(path))
-
-
-def _connected(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # its journal files get the same mode
-    connection = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
-    try:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (schema,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if (application, schema) != (APPLICATION_ID, SCHEMA):
-            if application or schema or tables:
-                raise sqlite3.DatabaseError("the file is of another application or schema")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_TABLES)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _set_aside(path: Path) -> None:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    place = next(
-        candidate
-        for number in range(1000)
-        if not os.path.lexists(candidate := f"{path}.corrupt-{stamp}{f'-{number}' if number else ''}")
-    )
-    for ending in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            Path(f"{path}{ending}").replace(f"{place}{ending}")
 
 
 def _word_for(error: sqlite3.Error | OSError) -> str:

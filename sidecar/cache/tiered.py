@@ -73,8 +73,10 @@ class Store(StoreStats, Protocol):
         """Forget a record that is of no use."""
         ...
 
-    async def forget(self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False) -> int:
-        """Forget, for good before this returns; say how many."""
+    async def forget(
+        self, *, owner: bytes | None = None, node: bytes | None = None, everything: bool = False
+    ) -> int | None:
+        """Forget, for good before this returns; say how many. None: later, and nothing of it is read before."""
         ...
 
     def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
@@ -169,16 +171,16 @@ class TieredCache:
         if self._store is not None:
             await self._store.drop(self._place(key))
 
-    async def forget(self, owner: int | None) -> int:
-        """Forget all entries of an owner behind the memory, for good before this returns; say how many."""
+    async def forget(self, owner: int | None) -> int | None:
+        """Forget all entries of an owner behind the memory, for good before this returns; see `Store.forget`."""
         return await self._store.forget(owner=owner_tag(self._namespace, owner)) if self._store is not None else 0
 
-    async def forget_node(self, node_name: str) -> int:
-        """Forget all documents of a node behind the memory, for good before this returns; say how many."""
+    async def forget_node(self, node_name: str) -> int | None:
+        """Forget all documents of a node behind the memory, for good before this returns; see `Store.forget`."""
         return await self._store.forget(node=node_tag(self._namespace, node_name)) if self._store is not None else 0
 
-    async def forget_all(self) -> int:
-        """Forget all entries behind the memory, for good before this returns; say how many."""
+    async def forget_all(self) -> int | None:
+        """Forget all entries behind the memory, for good before this returns; see `Store.forget`."""
         return await self._store.forget(everything=True) if self._store is not None else 0
 
     def note(self, name: str, value: str) -> None:

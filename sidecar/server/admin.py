@@ -48,8 +48,8 @@ class Forgotten(Protocol):
         ...
 
     @property
-    def store(self) -> int:
-        """Entries forgotten behind it."""
+    def store(self) -> int | None:
+        """Entries forgotten behind it; None: later."""
         ...
 
     @property

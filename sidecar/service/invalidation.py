@@ -14,8 +14,8 @@ class Forgotten(NamedTuple):
     """How many entries were forgotten."""
 
     memory: int
-    store: int
-    """Behind the memory; 0 where that is shared, for there nothing is counted."""
+    store: int | None
+    """Behind the memory; 0 where that is shared, for there nothing is counted. None: it does so later."""
     told: bool | None
     """Whether the group knows of it; False: it is told as soon as Redis is back; None: there is no group."""
 
@@ -75,7 +75,7 @@ class Invalidations:
         self._drop_all()
         self._observe(Invalidated("group", "all"))
 
-    async def _done(self, scope: str, memory: int, store: int, change: Change) -> Forgotten:
+    async def _done(self, scope: str, memory: int, store: int | None, change: Change) -> Forgotten:
         self._observe(Invalidated("admin", scope))
         told = None if self._group is None else await self._group.tell(change)
         return Forgotten(memory, store, told)

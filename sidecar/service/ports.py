@@ -110,8 +110,11 @@ class Cache(Protocol):
         """Return what is kept behind the memory; never raises, and is never long about it."""
         ...
 
-    async def forget(self, owner: int | None) -> int:
-        """Forget all entries of an owner behind the memory, for good before this returns; say how many."""
+    async def forget(self, owner: int | None) -> int | None:
+        """Forget all entries of an owner behind the memory, for good before this returns; say how many.
+
+        None: it does not take it now. Nothing of it is read any more, and it is forgotten later.
+        """
         ...
 
     async def delete(self, key: Key) -> object:
@@ -122,12 +125,12 @@ class Cache(Protocol):
         """Forget those entries in memory whose key matches; say how many."""
         ...
 
-    async def forget_node(self, node_name: str) -> int:
-        """Forget all documents of a node behind the memory, for good before this returns; say how many."""
+    async def forget_node(self, node_name: str) -> int | None:
+        """Forget all documents of a node behind the memory; as `forget`."""
         ...
 
-    async def forget_all(self) -> int:
-        """Forget all entries behind the memory, for good before this returns; say how many."""
+    async def forget_all(self) -> int | None:
+        """Forget all entries behind the memory; as `forget`."""
         ...
 
 
