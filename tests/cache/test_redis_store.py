@@ -18,9 +18,10 @@ from sidecar.cache.redis_group import RedisGroup
 from sidecar.cache.redis_store import RedisStore
 from sidecar.cache.tiered import Found
 from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnded
-from sidecar.core.events import Event, RecordDropped, StoreChanged
+from sidecar.core.events import Crashed, Event, RecordDropped, StoreChanged
 from sidecar.core.model import PromptKey
 from sidecar.core.servers import RedisUrl
+from sidecar.service.ports import Unsettled
 from sidecar.settings import RedisSettings, Settings, StoreKind, StoreSettings
 from sidecar.stores import open_store
 from tests.harness import Chance, ManualClock, eventually
@@ -162,6 +163,98 @@ async def test_an_older_record_never_takes_the_place_of_a_younger_one(redis: Ser
         assert await two.has(EXPLAIN) == b"younger"
         await two.fetches(EXPLAIN, b"youngest", age=0.0)
         assert await one.has(EXPLAIN) == b"youngest"
+
+
+async def test_ages_are_by_the_clock_of_redis_and_never_too_low(redis: Server) -> None:
+    async with two_of(redis) as (one, two):
+        two.clock.advance(1_000_000)
+        await two.group._read_eras()
+        await one.fetches(EXPLAIN, b"record", age=20.0)
+        found = await two.store.get(EXPLAIN)
+        assert isinstance(found, Found)
+        assert found.age is not None
+        assert 20.0 <= found.age < 30.0
+
+
+async def test_a_write_that_is_on_its_way_is_seen_by_who_did_not_hear_of_it(redis: Server) -> None:
+    async with member_of(redis, b"one") as one:
+        await one.group.tell(WriteBegan(1, "a", 30.0))
+        async with member_of(redis, b"two") as two:
+            found = await two.store.get(EXPLAIN)
+            assert isinstance(found, Unsettled)
+            assert found.write == "a"
+            assert 25.0 < found.settles_in <= 30.0
+            assert await two.store.get(OF_12) is None
+            await one.group.tell(WriteEnded(1, "a"))
+            assert await two.store.get(EXPLAIN) is None
+
+
+async def test_the_end_of_one_write_does_not_hide_another_that_is_on_its_way(redis: Server) -> None:
+    async with two_of(redis) as (one, two):
+        await one.group.tell(WriteBegan(1, "a", 30.0))
+        await two.group.tell(WriteBegan(1, "b", 20.0))
+        await two.group.tell(WriteEnded(1, "b"))
+        await one.group.tell(WriteEnded(1, ""))  # an invalidation ends no write
+        async with member_of(redis, b"three") as three:
+            found = await three.store.get(EXPLAIN)
+            assert isinstance(found, Unsettled)
+            assert (found.write, found.settles_in > 25.0) == ("a", True)
+
+
+async def test_a_write_without_an_end_is_over_when_its_time_is(redis: Server) -> None:
+    async with member_of(redis, b"one") as one:
+        await one.group.tell(WriteBegan(1, "a", 0.05))
+
+        async def is_over() -> bool:
+            return not isinstance(await one.store.get(EXPLAIN), Unsettled)
+
+        await eventually(is_over)
+        await one.fetches(EXPLAIN, b"record")
+        assert await one.has(EXPLAIN) == b"record"
+
+
+async def test_a_connection_that_comes_and_goes_keeps_doubt_alive_for_one_window_only(redis: Server) -> None:
+    async with member_of(redis, b"one", loss_window=0.5) as one:
+
+        async def is_back() -> bool:
+            await asyncio.sleep(0)
+            return one.group.is_connected
+
+        for _ in range(5):
+            async with away(one):
+                pass
+            await eventually(is_back)
+        assert one.doubts == [0.5]
+        one.clock.advance(redis_group.REST * 0.5)
+        async with away(one):
+            pass
+        await eventually(is_back)
+        assert one.doubts == [0.5, 0.5]
+
+
+async def test_what_is_dropped_while_redis_is_away_is_not_read_when_it_is_back(redis: Server) -> None:
+    async with two_of(redis) as (one, two):
+        await one.fetches(EXPLAIN, b"record")
+        redis.send(signal.SIGSTOP)
+        await one.store.drop(EXPLAIN)
+        assert await one.has(EXPLAIN) is None
+        redis.send(signal.SIGCONT)
+
+        async def is_gone_for_all() -> bool:
+            assert await one.has(EXPLAIN) is None
+            await one.store.get(QUIZ)  # until a call succeeds
+            return await two.has(EXPLAIN) is None
+
+        await eventually(is_gone_for_all)
+
+
+async def test_what_nobody_foresaw_while_telling_is_told_as_all(redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_of(redis) as (one, two):
+        monkeypatch.setattr(one.group, "_owner_tag", lambda _: 1 / 0)
+        one.group._outbox.add(WriteEnded(1, ""))
+        one.group._wake.set()
+        await two.hears(AllVoid())
+        assert any(isinstance(event, Crashed) for event in one.events)
 
 
 async def test_what_is_dropped_is_gone_for_all(redis: Server) -> None:

@@ -1,6 +1,7 @@
 """Several sidecars with one Redis: what one fetched serves all, a change through one is seen by all."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -109,3 +110,37 @@ async def test_a_change_through_one_is_seen_by_all_within_a_second() -> None:
         for sidecar in group.sidecars:
             assert default in (await sidecar.ask(user=12)).prompt
         assert group.upstream.calls == calls, "user 1 is not user 12"
+
+
+@pytest.mark.parametrize("through", ["an admin call", "the proxy"])
+async def test_an_id_beyond_all_users_is_nobodys_and_silences_no_sidecar(through: str) -> None:
+    async with group_of(2) as group:
+        one, two = group.sidecars
+        default, other = styles(group)
+        assert default in (await two.ask()).prompt
+        if through == "an admin call":
+            async with one.session.post(f"{one.ops}/admin/invalidate", json={"user": 10**30}) as response:
+                assert response.status == 422
+        else:
+            async with one.session.put(f"{one.base}/api/v1/users/{10**30}/placeholders/1", json={}) as response:
+                assert response.status >= 400
+        await one.ask(user=10**30)
+        await change(one, 1, other)
+        async with asyncio.timeout(1.0):
+            while other not in (await two.ask()).prompt:
+                pass
+
+
+async def test_what_a_clock_ahead_of_the_others_dates_into_the_future_blocks_nobody() -> None:
+    async with group_of(0) as group:
+        settings = settings_for(group.upstream.url, policy=LONG, store=store_at(group.redis.url))
+        async with (
+            sidecar_with(settings, wall=lambda: time.time() + 50) as ahead,
+            sidecar_with(settings) as two,
+            sidecar_with(settings) as three,
+        ):
+            await ahead.ask()
+            await written(ahead)
+            assert "fwd=miss" in (await two.ask()).how
+            await written(two)
+            assert (await three.ask()).how.startswith("prompt-sidecar; hit")

@@ -248,6 +248,9 @@ async def test_however_often_redis_is_killed_no_answer_is_corrupt_and_no_age_is_
                 await redis.start()
             await eventually(partial(is_well_stamped, one))
             assert {each.split(";")[1] for each in found} >= {" fwd=miss"}
+            told = [await one.metrics(), await two.metrics()]
+            hits = re.findall(r'cache_lookups_total{result="hit",tier="redis"} (\S+)', "".join(told))
+            assert sum(map(float, hits)) > 0, "what one fetched was read by the other"
 
 
 async def is_well_stamped(sidecar: Sidecar) -> bool:

@@ -1,6 +1,8 @@
 """Invalidation: what is made void here is asked for again, and the group is told; in faked time."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -135,3 +137,18 @@ async def test_a_fetch_in_flight_is_neither_kept_nor_joined(change: Change) -> N
     assert world.fetches == 2
     await world.ask(1, "explain", topic="tides")
     assert world.fetches == 2, "the second is kept"
+
+
+async def test_a_storm_of_nodes_looks_through_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await kept()
+    looks = []
+    drop_where = world.tiers.drop_where
+
+    def noted(matches: Callable[[Any], bool]) -> int:
+        looks.append(matches)
+        return drop_where(matches)
+
+    monkeypatch.setattr(world.tiers, "drop_where", noted)
+    world.invalidations.heard([NodeVoid("explain"), *(NodeVoid(f"node {n}") for n in range(1_000))])
+    assert len(looks) == 1
+    assert await world.asked_again() == [(1, "explain"), (12, "explain")]
