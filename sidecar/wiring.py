@@ -33,8 +33,10 @@ from sidecar.service.writes import Writes
 from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
 from sidecar.stores import StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.history import RequestHistory
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.troubles import Troubles
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
@@ -76,6 +78,8 @@ class Core:
     shadow: Shadow
     templates: TemplateFile | None
     metrics: Metrics
+    history: RequestHistory
+    troubles: Troubles
     background: Background
     breaker: Breaker
     observer: Observer
@@ -119,7 +123,8 @@ async def open_core(
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
     metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
     metrics.settings_loaded(time.time())
-    observer = dispatcher(metrics.handlers(), LogListener().handlers())
+    history, troubles = RequestHistory(clock), Troubles(clock)
+    observer = dispatcher(metrics.handlers(), LogListener().handlers(), history.handlers(), troubles.handlers())
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -242,6 +247,8 @@ async def open_core(
         shadow=shadow,
         templates=template_file,
         metrics=metrics,
+        history=history,
+        troubles=troubles,
         background=background,
         breaker=breaker,
         observer=observer,
