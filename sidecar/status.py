@@ -187,11 +187,11 @@ class StatusReport:
         return says.Requests(
             _counts(history.recent()),
             _counts(whole),
-            *_rounded(history.quantiles()),
+            _latency(history.quantiles()),
             SLOT_SECONDS,
             SLOTS,
             [
-                says.Minute(*_values(minute.counts), self._at(minute.began_at), *_rounded(minute.quantiles))
+                says.Minute(self._at(minute.began_at), _counts(minute.counts), _latency(minute.quantiles))
                 for minute in minutes
             ],
         )
@@ -203,13 +203,9 @@ def _share(rule: RolloutRule, node: str) -> float:
 
 
 def _counts(counts: Counts) -> says.Counts:
-    return says.Counts(*_values(counts))
-
-
-def _values(counts: Counts) -> tuple[Any, ...]:
     ratio = counts.hit_ratio
-    return counts.requests, *counts, None if ratio is None else round(ratio, 6)
+    return says.Counts(counts.requests, *counts, None if ratio is None else round(ratio, 6))
 
 
-def _rounded(seconds: tuple[float, float, float]) -> Iterator[float]:
-    return (round(each, 6) for each in seconds)
+def _latency(seconds: tuple[float, float, float]) -> says.Latency:
+    return says.Latency(*(round(each, 6) for each in seconds))

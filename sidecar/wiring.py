@@ -121,8 +121,7 @@ async def open_core(
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream, retry = settings.render, settings.upstream, settings.retry
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
-    metrics.settings_loaded(time.time())
+    metrics = _metrics(memory, clock, wall)
     history, troubles = RequestHistory(clock), Troubles(clock)
     observer = dispatcher(metrics.handlers(), LogListener().handlers(), history.handlers(), troubles.handlers())
     background = Background(observer)
@@ -265,6 +264,12 @@ async def open_core(
         if group is not None:
             await group.close()
         await client.close()
+
+
+def _metrics(memory: MemoryCache, clock: Clock, wall: Clock) -> Metrics:
+    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
+    metrics.settings_loaded(time.time())
+    return metrics
 
 
 def _warm_jobs(

@@ -35,9 +35,10 @@ class Found(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One reason: its name, how bad it is, how it is found, what to do."""
+    """One reason: its names, how bad it is, how it is found, what to do."""
 
     kind: str
+    title: str
     level: Level
     find: Callable[[Status], Found | None]
     action: str
@@ -47,7 +48,7 @@ class Row(NamedTuple):
 def judged(status: Status) -> tuple[State, list[Reason]]:
     """Return the state of the whole and the reasons, the worst first; of `status` all else is read."""
     reasons = [
-        Reason(row.kind, row.level, found.sentence, row.action, row.runbook, found.since)
+        Reason(row.kind, row.level, row.title, found.sentence, row.action, row.runbook, found.since)
         for row in ROWS
         if (found := row.find(status)) is not None
     ]
@@ -141,20 +142,24 @@ def _reload(status: Status) -> Found | None:
     if not problems:
         return None
     more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
-    return Found(f"New settings were not taken, the old ones are in force. {problems[0]}.{more}", status.reload.failing_since)
+    return Found(
+        f"New settings were not taken, the old ones are in force. {problems[0]}.{more}", status.reload.failing_since
+    )
 
 
 ROWS = (
     Row(
         "requests_failing",
+        "Requests fail",
         Level.ERROR,
         _failing,
         "Repair the config service; if that takes long, raise policy.default.stale_if_error.",
         "availability",
     ),
-    Row("not_ready", Level.ERROR, _not_ready, "Wait; if it lasts, look at the log.", "sidecar-down"),
+    Row("not_ready", "Not ready", Level.ERROR, _not_ready, "Wait; if it lasts, look at the log.", "sidecar-down"),
     Row(
         "serving_stale",
+        "An outage is being covered",
         Level.WARNING,
         _covered,
         "Repair the config service before that; do not restart sidecars without a store meanwhile.",
@@ -162,6 +167,7 @@ ROWS = (
     ),
     Row(
         "circuit_open",
+        "The config service is not asked",
         Level.WARNING,
         _circuit_open,
         "Look at the config service first; the circuit closes by itself when trial calls succeed.",
@@ -169,6 +175,7 @@ ROWS = (
     ),
     Row(
         "upstream_failing",
+        "The config service fails",
         Level.WARNING,
         _upstream_failing,
         "Look at the config service's own health and at the way to it.",
@@ -176,14 +183,23 @@ ROWS = (
     ),
     Row(
         "parity_rollback",
+        "Prompts differ from the service's own",
         Level.WARNING,
         _set_aside,
         "Compare template and options with the service's; then POST /admin/parity takes the node again.",
         "parity",
     ),
-    Row("store_aside", Level.WARNING, _store, "Repair the store; it is taken into use again by itself.", "store-degraded"),
+    Row(
+        "store_aside",
+        "The store is set aside",
+        Level.WARNING,
+        _store,
+        "Repair the store; it is taken into use again by itself.",
+        "store-degraded",
+    ),
     Row(
         "templates_rejected",
+        "New templates were not taken",
         Level.WARNING,
         _templates_file,
         "Put the file right; it is read again within two seconds.",
@@ -191,6 +207,7 @@ ROWS = (
     ),
     Row(
         "reload_failed",
+        "New settings were not taken",
         Level.WARNING,
         _reload,
         "Put the settings right; the file is read again within two seconds.",

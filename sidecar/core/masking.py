@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-_SECRET = re.compile(r"password|passphrase|secret|token|credential|authori[sz]ation|api_?key|private_?key|headers", re.I)
+_SECRET = re.compile(
+    r"password|passphrase|secret|token|credential|authori[sz]ation|api_?key|private_?key|headers", re.IGNORECASE
+)
 _PLACE = re.compile(r"_(file|path|env)\Z")
 """A key that says where a secret is, and holds none."""
 _USER = re.compile(r"(?<=://)[^\s/?#'\"]+@")

@@ -29,29 +29,26 @@ class Level(StrEnum):
     WARNING = "warning"
 
 
-class Struct(msgspec.Struct, frozen=True):
-    """What all parts of the answer are."""
-
-
-class Reason(Struct):
+class Reason(msgspec.Struct, frozen=True):
     """Why the sidecar is degraded."""
 
     kind: Annotated[str, Meta(description="What is wrong, in a word of a closed set: for alerts and scripts.")]
     level: Annotated[Level, Meta(description="`error`: LearnFlow's users feel it now; `warning`: not yet.")]
+    title: Annotated[str, Meta(description="What is wrong, in a few words.")]
     sentence: Annotated[str, Meta(description="What is wrong, for people.")]
     action: Annotated[str, Meta(description="What to do about it.")]
     runbook: Annotated[str, Meta(description="The page in docs/runbooks, without its ending.")]
     since: Annotated[Instant | None, Meta(description="Since when; null where that is not known.")] = None
 
 
-class LastError(Struct):
+class LastError(msgspec.Struct, frozen=True):
     """What went wrong last, also where it is over."""
 
     error: Annotated[str, Meta(description="What it was.")]
     at: Annotated[Instant, Meta(description="When it was last met.")]
 
 
-class Upstream(Struct):
+class Upstream(msgspec.Struct, frozen=True):
     """The config service behind the sidecar."""
 
     url: str
@@ -67,14 +64,14 @@ class Upstream(Struct):
     last_error_endpoint: Annotated[str | None, Meta(description="Which of its calls failed last.")]
 
 
-class Transition(Struct):
+class Transition(msgspec.Struct, frozen=True):
     """A change of a circuit."""
 
     at: Instant
     to: Annotated[str, Meta(description="closed, open or half-open.")]
 
 
-class Circuit(Struct):
+class Circuit(msgspec.Struct, frozen=True):
     """A circuit breaker."""
 
     name: Annotated[str, Meta(description="upstream, or redis.")]
@@ -86,7 +83,7 @@ class Circuit(Struct):
     transitions: Annotated[list[Transition], Meta(description="Its last changes, oldest first; 100 at most.")]
 
 
-class Counts(Struct):
+class Counts(msgspec.Struct, frozen=True):
     """How many requests ended how."""
 
     requests: Annotated[Count, Meta(description="The sum of the next five.")]
@@ -102,29 +99,34 @@ class Counts(Struct):
     ]
 
 
-class Minute(Counts):
-    """One minute's requests; a minute without any is left out."""
+class Latency(msgspec.Struct, frozen=True):
+    """How long answers took, from a request's headers on; within 15 % of the truth."""
 
-    at: Annotated[Instant, Meta(description="When it began.")]
     p50_seconds: Annotated[Seconds, Meta(description="Half of the answers came within this time.")]
     p95_seconds: Seconds
     p99_seconds: Seconds
 
 
-class Requests(Struct):
+class Minute(msgspec.Struct, frozen=True):
+    """One minute's requests; a minute without any is left out."""
+
+    at: Annotated[Instant, Meta(description="When it began.")]
+    counts: Counts
+    latency: Latency
+
+
+class Requests(msgspec.Struct, frozen=True):
     """The requests for prompts of the last hour."""
 
     recent: Annotated[Counts, Meta(description="The minute that runs and the one before.")]
     last_hour: Counts
-    p50_seconds: Seconds
-    p95_seconds: Seconds
-    p99_seconds: Seconds
+    latency: Latency
     slot_seconds: Annotated[Seconds, Meta(description="How long a slot of `minutes` is.")]
     slots: Annotated[Count, Meta(description="How many there are at most.")]
     minutes: Annotated[list[Minute], Meta(description="The slots in which something was asked, oldest first.")]
 
 
-class NodeParity(Struct):
+class NodeParity(msgspec.Struct, frozen=True):
     """Comparisons of a node's prompts with the service's own, since the start."""
 
     match: Count
@@ -134,7 +136,7 @@ class NodeParity(Struct):
     ]
 
 
-class Node(Struct):
+class Node(msgspec.Struct, frozen=True):
     """A node that was asked for since the start; `other` stands for all that the upstream never confirmed."""
 
     name: str
@@ -156,7 +158,7 @@ class Node(Struct):
     policy: Annotated[dict[str, Any], Meta(description="The policy in force for it, as one would write it.")]
 
 
-class Parity(Struct):
+class Parity(msgspec.Struct, frozen=True):
     """Comparisons with the service's own prompts."""
 
     set_aside: Annotated[
@@ -164,21 +166,21 @@ class Parity(Struct):
     ]
 
 
-class Memory(Struct):
+class Memory(msgspec.Struct, frozen=True):
     """The cache in memory."""
 
     entries: Count
     bytes: Count
 
 
-class Group(Struct):
+class Group(msgspec.Struct, frozen=True):
     """The other sidecars with the same Redis."""
 
     connected: Annotated[bool, Meta(description="Whether their messages are heard.")]
     pending: Annotated[int, Meta(description="Own messages that wait to be said.")]
 
 
-class Store(Struct):
+class Store(msgspec.Struct, frozen=True):
     """What survives a restart."""
 
     kind: str
@@ -192,7 +194,7 @@ class Store(Struct):
     group: Group | UnsetType = UNSET
 
 
-class TemplatesFile(Struct):
+class TemplatesFile(msgspec.Struct, frozen=True):
     """The template file of today's service."""
 
     path: str
@@ -201,7 +203,7 @@ class TemplatesFile(Struct):
     failing_since: Instant | None
 
 
-class Reload(Struct):
+class Reload(msgspec.Struct, frozen=True):
     """The settings that were last read."""
 
     last_at: Annotated[Instant, Meta(description="When settings were last taken.")]
@@ -210,7 +212,7 @@ class Reload(Struct):
     waiting_for_restart: Annotated[list[str], Meta(description="Sections whose change waits for a restart.")]
 
 
-class Status(Struct, kw_only=True):
+class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a sidecar."""
 
     state: Annotated[State, Meta(description="`healthy`, or `degraded` for the reasons below.")]

@@ -23,7 +23,7 @@ _SERVER_ERROR = 500
 
 
 class Counts(NamedTuple):
-    """How many requests ended how; `covered` are those of `stale`, `failed` those of `error`, that an outage made so."""
+    """How many requests ended how; the last two are those of `stale` and of `error` that an outage made so."""
 
     fresh: int = 0
     stale: int = 0
@@ -134,9 +134,7 @@ class RequestHistory:
         for name, node in sorted(self._nodes.items()):
             counts = _summed(slot.nodes[name] for slot in kept if name in slot.nodes)
             since = node.covered_since if name in left else None
-            found.append(
-                NodeHistory(name, counts, node.last_at, node.last_outcome, node.age, since, left.get(name))
-            )
+            found.append(NodeHistory(name, counts, node.last_at, node.last_outcome, node.age, since, left.get(name)))
         return found
 
     def _kept(self, slots: int) -> Iterator[_Slot]:
