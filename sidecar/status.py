@@ -1,6 +1,6 @@
 """What the sidecar says of itself at `/status` (contract §5): gathered from the parts, judged in the core."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from sidecar.telemetry.request_metrics import OTHER
 from sidecar.telemetry.troubles import Parity, Trouble
 from sidecar.wiring import Core, installed_version
 
+CLOSED = "closed"
 DIGEST = 12
 """Characters of a template's digest: enough to tell two apart."""
 
@@ -90,12 +91,12 @@ class StatusReport:
         shared = ("redis",) if self._core.group is not None else ()
         for name in ("upstream", *shared):
             changes = transitions.get(name, ())
-            since, state = changes[-1] if changes else (self._started_at, "closed")
+            state = changes[-1][1] if changes else CLOSED
             wait = self._core.breaker.open_for() if name == "upstream" else None
             yield says.Circuit(
                 name=name,
                 state=state,
-                since=self._at(since),
+                since=self._at(_last_turn(changes, self._started_at)),
                 retry_in_seconds=None if wait is None else round(wait, 3),
                 transitions=[says.Transition(self._at(at), to) for at, to in changes],
             )
@@ -166,6 +167,7 @@ class StatusReport:
         left = seen.cover_left if seen else None
         return says.Node(
             name=name,
+            recent=_counts(seen.recent if seen else Counts()),
             last_hour=_counts(seen.counts if seen else Counts()),
             last_at=self._at(seen.last_at) if seen else None,
             last_outcome=seen.last_outcome.value if seen else None,
@@ -195,6 +197,15 @@ class StatusReport:
                 for minute in minutes
             ],
         )
+
+
+def _last_turn(changes: Iterable[tuple[float, str]], started_at: float) -> float:
+    """Return since when a circuit is closed, or is not: trial calls that fail begin nothing new."""
+    since, was_closed = started_at, True
+    for at, to in changes:
+        if was_closed != (to == CLOSED):
+            since, was_closed = at, not was_closed
+    return since
 
 
 def _share(rule: RolloutRule, node: str) -> float:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from itertools import dropwhile, takewhile
 from typing import NamedTuple
 
 from msgspec import UNSET
 
-from sidecar.core.status import Circuit, Level, Reason, State, Status
+from sidecar.core.status import Circuit, Level, Minute, Reason, State, Status
 
 MOST_NAMED = 3
 """Nodes that a sentence names; of the others it says how many they are."""
@@ -60,9 +61,23 @@ def _failing(status: Status) -> Found | None:
     if not recent.failed:
         return None
     return Found(
-        f"{recent.failed} of the last {_counted(recent.requests, 'request')} ended without a prompt: LearnFlow's users "
-        "see errors.",
+        f"{_named(node.name for node in status.nodes if node.recent.failed)}: {recent.failed} of the last "
+        f"{_counted(recent.requests, 'request')} ended without a prompt; LearnFlow's users see errors.",
+        _failing_since(status),
     )
+
+
+def _failing_since(status: Status) -> datetime | None:
+    """Return when requests began to fail: to the minute, or with the config service, whichever is later."""
+    newest_first = reversed(status.requests.minutes)
+    run = takewhile(_has_failed, dropwhile(lambda minute: not _has_failed(minute), newest_first))
+    since = status.upstream.failing_since
+    began = [minute.at for minute in run]
+    return max((each for each in (*began[-1:], since) if each is not None), default=None)
+
+
+def _has_failed(minute: Minute) -> bool:
+    return minute.counts.failed > 0
 
 
 def _not_ready(status: Status) -> Found | None:

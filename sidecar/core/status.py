@@ -76,7 +76,7 @@ class Circuit(msgspec.Struct, frozen=True):
 
     name: Annotated[str, Meta(description="upstream, or redis.")]
     state: Annotated[str, Meta(description="closed, open or half-open.")]
-    since: Annotated[Instant, Meta(description="Since when; the start, where it never changed.")]
+    since: Annotated[Instant, Meta(description="Since when it is closed; or else, since when it is not.")]
     retry_in_seconds: Annotated[
         Seconds | None, Meta(description="Until a trial call may go out; null where a call may go out now.")
     ]
@@ -140,6 +140,7 @@ class Node(msgspec.Struct, frozen=True):
     """A node that was asked for since the start; `other` stands for all that the upstream never confirmed."""
 
     name: str
+    recent: Annotated[Counts, Meta(description="The minute that runs and the one before.")]
     last_hour: Counts
     last_at: Annotated[Instant | None, Meta(description="When it was last asked for.")]
     last_outcome: Annotated[str | None, Meta(description="fresh, stale, miss, bypass or error.")]

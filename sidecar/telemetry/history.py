@@ -65,6 +65,7 @@ class NodeHistory(NamedTuple):
 
     node: str
     counts: Counts
+    recent: Counts
     last_at: float
     last_outcome: Outcome
     age: float | None
@@ -128,13 +129,23 @@ class RequestHistory:
 
     def nodes(self) -> list[NodeHistory]:
         """Return the nodes in the order of their names."""
-        now, kept = self._clock(), [*self._kept(SLOTS)]
+        now, kept, recent = self._clock(), [*self._kept(SLOTS)], [*self._kept(RECENT_SLOTS)]
         left = self._ends.left(now)
         found = []
         for name, node in sorted(self._nodes.items()):
-            counts = _summed(slot.nodes[name] for slot in kept if name in slot.nodes)
             since = node.covered_since if name in left else None
-            found.append(NodeHistory(name, counts, node.last_at, node.last_outcome, node.age, since, left.get(name)))
+            found.append(
+                NodeHistory(
+                    name,
+                    _of(name, kept),
+                    _of(name, recent),
+                    node.last_at,
+                    node.last_outcome,
+                    node.age,
+                    since,
+                    left.get(name),
+                )
+            )
         return found
 
     def _kept(self, slots: int) -> Iterator[_Slot]:
@@ -175,6 +186,10 @@ class RequestHistory:
             case Outcome.MISS:
                 self._ends.forget(name)
                 node.covered_since = None
+
+
+def _of(node: str, slots: Iterable[_Slot]) -> Counts:
+    return _summed(slot.nodes[node] for slot in slots if node in slot.nodes)
 
 
 def _summed(rows: Iterable[list[int]]) -> Counts:
