@@ -1,4 +1,7 @@
-"""Write the pictures of docs/images again: `make screenshots`. An hour of traffic is played in a moment, on a clock of its own."""
+"""Write the pictures in docs/images again: `make screenshots`.
+
+An hour of traffic is played in a moment, on a clock of its own.
+"""
 
 import asyncio
 import random
@@ -17,6 +20,7 @@ from sidecar.settings import BreakerSettings, RetrySettings, Settings
 from sidecar.telemetry.logs import configure_logs
 from tests.harness import Reference, Sidecar, reference, settings_for, sidecar_with
 from tests.system.pages import PHONE, chromium, opened
+from tests.system.small_png import small
 
 FOLDER = Path(__file__).parents[2] / "docs/images"
 NODES = {
@@ -87,7 +91,7 @@ async def shoot(browser: Browser, of: Scene, name: str, *, whole: bool = True, *
     async with opened(browser, f"{of.sidecar.ops}/", **context) as page:
         await page.locator("body:not([data-state=waiting])").wait_for()
         await page.evaluate("document.querySelector('#where').textContent = 'learnflow-5d9c7b-x2k8f:9102'")
-        await page.screenshot(path=FOLDER / f"{name}.png", full_page=whole, animations="disabled")
+        (FOLDER / f"{name}.png").write_bytes(small(await page.screenshot(full_page=whole, animations="disabled")))
 
 
 async def main() -> None:

@@ -104,7 +104,7 @@ export class Charts {
     const most = Math.max(1, ...minutes.map(({ counts }) => counts.requests));
     const top = rounded(most);
     say(chart.labels[0], number(top));
-    say(chart.labels[1], top > 1 ? number(top / 2) : "");
+    say(chart.labels[1], top % 2 ? "" : number(top / 2));
     const bottoms = minutes.map(() => 0);
     for (const [key] of OUTCOMES) {
       const drawn = minutes.map(({ counts, left, right }, place) => {
@@ -170,10 +170,10 @@ function steps(minutes, share) {
     .join("");
 }
 
-// The end of a scale: 1, 2 or 5 times a power of ten.
+// The end of a scale: a round number.
 function rounded(most) {
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 5, 10].find((each) => each * power >= most) * power;
+  return [1, 2, 3, 4, 6, 8, 10].find((each) => each * power >= most) * power;
 }
 
 const WORDS = { closed: "closed", open: "open", "half-open": "half-open" };

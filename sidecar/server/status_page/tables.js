@@ -40,7 +40,7 @@ function lastAnswer(node) {
   if (node.not_admitted) return ["Not admitted", "warning", node.not_admitted];
   if (node.last_outcome === "error") return ["Error", "error"];
   if (node.cover_left_seconds !== null) return ["Stale, covered", "warning"];
-  const words = { fresh: ["Fresh", "good"], stale: ["Stale"], miss: ["Fetched", "good"], bypass: ["Passed on"] };
+  const words = { fresh: ["Fresh", "good"], stale: ["Stale"], miss: ["Fetched", "good"], bypass: ["Bypassed"] };
   return words[node.last_outcome] ?? "–";
 }
 

@@ -3,7 +3,7 @@
 export const OUTCOMES = [
   ["fresh", "Fresh"],
   ["miss", "Fetched"],
-  ["bypass", "Passed on"],
+  ["bypass", "Bypassed"],
   ["stale", "Stale"],
   ["error", "Error"],
 ];
