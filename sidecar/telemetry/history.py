@@ -17,8 +17,8 @@ SLOT_SECONDS = 60.0
 SLOTS = 60
 RECENT_SLOTS = 2
 """What counts as now: the minute that runs and the one before, so that a quiet sidecar has something to say."""
-LATENCY_BOUNDS = tuple(0.0001 * 10 ** (n / 8) for n in range(40))
-"""Seconds, from 0.1 ms to 7.5 s: eight to a decade, so that a quantile is within 15 % of the truth."""
+LATENCY_BOUNDS = tuple(0.00001 * 10 ** (n / 8) for n in range(48))
+"""Seconds, from 0.01 ms to 7.5 s: eight to a decade, so that a quantile is within 15 % of the truth."""
 _SERVER_ERROR = 500
 
 

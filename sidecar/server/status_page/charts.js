@@ -6,7 +6,7 @@ import { clock, duration, latency, number, OUTCOMES, passed, percent } from "./w
 const HOUR = 3600;
 const [WIDTH, HEIGHT] = [720, 120]; // units of the drawing, which is stretched to its place
 const QUANTILES = [["p50_seconds", "p50"], ["p95_seconds", "p95"], ["p99_seconds", "p99"]];
-const [FASTEST, SLOWEST] = [0.0001, 10]; // seconds at the ends of the latency's scale, which is logarithmic
+const [FASTEST, SLOWEST] = [0.00001, 10]; // seconds at the ends of the latency's scale, which is logarithmic
 const cursors = [];
 let shown = null; // the minute under the pointer; null: none
 
@@ -69,7 +69,7 @@ export class Charts {
     const half = [[1, ""], [0.5, ""]];
     this.requests = new Chart("requests", "Requests per minute", outcomes, half);
     this.hits = new Chart("hits", "Hit rate", [["hit_ratio", "fresh, of what is answered from here"]], [[1, "100 %"], [0.5, "50 %"], [0, ""]]);
-    const decades = [[0.2, "1 ms"], [0.4, "10 ms"], [0.6, "100 ms"], [0.8, "1 s"]];
+    const decades = [[1 / 6, "0.1 ms"], [2 / 6, "1 ms"], [3 / 6, "10 ms"], [4 / 6, "100 ms"], [5 / 6, "1 s"]];
     this.latency = new Chart("latency", "Latency", QUANTILES, decades);
     this.hits.paths.below = makeSvg("path", { class: "series below" });
     this.hits.svg.insertBefore(this.hits.paths.below, this.hits.cursor);
