@@ -51,6 +51,8 @@ def show(wanted: Wanted, *, sleep: Callable[[float], None] = time.sleep) -> Exit
         if wanted.as_json or not console.is_terminal:
             while True:
                 code = _once(wanted, console)
+                if not wanted.as_json:
+                    console.print()
                 sleep(wanted.watch)
         with Live(console=console, auto_refresh=False, screen=True) as live:
             while True:

@@ -145,7 +145,7 @@ class Node(msgspec.Struct, frozen=True):
     last_at: Annotated[Instant | None, Meta(description="When it was last asked for.")]
     last_outcome: Annotated[str | None, Meta(description="fresh, stale, miss, bypass or error.")]
     age_seconds: Annotated[
-        Seconds | None, Meta(description="How old the data of its last prompt was when it was served.")
+        Seconds | None, Meta(description="How old the data of its last prompt was when served; null after an error.")
     ]
     covered_since: Annotated[
         Instant | None, Meta(description="Since when it is served stale because the config service gives none.")
@@ -191,8 +191,8 @@ class Store(msgspec.Struct, frozen=True):
     entries: int | None
     bytes: int | None
     lost: Annotated[Count, Meta(description="Records that were not written, for want of a working store.")]
-    path: str | UnsetType = UNSET
-    group: Group | UnsetType = UNSET
+    path: Annotated[str | UnsetType, Meta(description="Of a file.")] = UNSET
+    group: Annotated[Group | UnsetType, Meta(description="Of Redis.")] = UNSET
 
 
 class TemplatesFile(msgspec.Struct, frozen=True):

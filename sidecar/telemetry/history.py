@@ -1,5 +1,6 @@
 """The last hour's requests, minute by minute and by node, as the status page shows them; bounded, whatever is asked."""
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +48,7 @@ class Counts(NamedTuple):
         return self.fresh / answered if answered else None
 
 
-COVERED, FAILED = Counts._fields.index("covered"), Counts._fields.index("failed")
+FRESH, COVERED, FAILED = (Counts._fields.index(name) for name in ("fresh", "covered", "failed"))
 PLACES = {outcome: Counts._fields.index(outcome.value) for outcome in Outcome}
 
 
@@ -69,7 +70,7 @@ class NodeHistory(NamedTuple):
     last_at: float
     last_outcome: Outcome
     age: float | None
-    """Seconds, when it last served: since the upstream confirmed what was served."""
+    """Seconds since the upstream confirmed what was served last; None: the last answer was an error."""
     covered_since: float | None
     cover_left: float | None
     """Seconds until the policy ends the use of the oldest stale data that was served of late."""
@@ -82,14 +83,6 @@ class _Slot:
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
 
 
-@dataclass(slots=True)
-class _Node:
-    last_at: float = 0.0
-    last_outcome: Outcome = Outcome.MISS
-    age: float | None = None
-    covered_since: float | None = None
-
-
 class RequestHistory:
     """Listens to requests: an instant and an append each; they are counted in batches, or when someone looks."""
 
@@ -97,8 +90,10 @@ class RequestHistory:
         self._clock = clock
         self._pending: list[tuple[float, RequestOutcome]] = []
         self._slots: deque[_Slot] = deque(maxlen=SLOTS)
-        self._nodes: dict[str, _Node] = {}
+        self._turns_at = -math.inf
+        self._last: dict[str, tuple[float, RequestOutcome]] = {}
         self._ends = StaleEnds()
+        self._covered_since: dict[str, float] = {}
 
     def handlers(self) -> Handlers:
         """Return what is noted of each event."""
@@ -131,22 +126,19 @@ class RequestHistory:
         """Return the nodes in the order of their names."""
         now, kept, recent = self._clock(), [*self._kept(SLOTS)], [*self._kept(RECENT_SLOTS)]
         left = self._ends.left(now)
-        found = []
-        for name, node in sorted(self._nodes.items()):
-            since = node.covered_since if name in left else None
-            found.append(
-                NodeHistory(
-                    name,
-                    _of(name, kept),
-                    _of(name, recent),
-                    node.last_at,
-                    node.last_outcome,
-                    node.age,
-                    since,
-                    left.get(name),
-                )
+        return [
+            NodeHistory(
+                name,
+                _of(name, kept),
+                _of(name, recent),
+                at,
+                last.outcome,
+                last.age,
+                self._covered_since[name] if name in left else None,
+                left.get(name),
             )
-        return found
+            for name, (at, last) in sorted(self._last.items())
+        ]
 
     def _kept(self, slots: int) -> Iterator[_Slot]:
         self._count()
@@ -155,37 +147,35 @@ class RequestHistory:
 
     def _count(self) -> None:
         for at, outcome in self._pending:
-            self._count_one(at, outcome)
+            if at >= self._turns_at:
+                self._turn(at)
+            name, slot = outcome.node or OTHER, self._slots[-1]
+            counts = slot.nodes.get(name) or slot.nodes.setdefault(name, [0] * len(Counts._fields))
+            slot.latency[bisect_left(LATENCY_BOUNDS, outcome.seconds)] += 1
+            self._last[name] = (at, outcome)
+            if outcome.outcome is Outcome.FRESH:
+                counts[FRESH] += 1
+            else:
+                self._count_uncommon(name, at, outcome, counts)
         self._pending.clear()
 
-    def _count_one(self, at: float, outcome: RequestOutcome) -> None:
+    def _turn(self, at: float) -> None:
         number = int(at // SLOT_SECONDS)
-        if not self._slots or self._slots[-1].number < number:
-            self._slots.append(_Slot(number))
-        slot, name, how = self._slots[-1], outcome.node or OTHER, outcome.outcome
-        counts = slot.nodes.get(name)
-        if counts is None:
-            counts = slot.nodes[name] = [0] * len(Counts._fields)
-        counts[PLACES[how]] += 1
-        slot.latency[bisect_left(LATENCY_BOUNDS, outcome.seconds)] += 1
-        node = self._nodes.get(name)
-        if node is None:
-            node = self._nodes[name] = _Node()
-        node.last_at, node.last_outcome = at, how
-        if outcome.age is not None:
-            node.age = outcome.age
-        match how:
+        self._slots.append(_Slot(number))
+        self._turns_at = (number + 1) * SLOT_SECONDS
+
+    def _count_uncommon(self, name: str, at: float, outcome: RequestOutcome, counts: list[int]) -> None:
+        counts[PLACES[outcome.outcome]] += 1
+        match outcome.outcome:
             case Outcome.ERROR:
                 counts[FAILED] += outcome.status >= _SERVER_ERROR
-            case Outcome.STALE if outcome.detail in COVERING:
+            case Outcome.STALE if outcome.detail in COVERING and outcome.usable_until is not None:
                 counts[COVERED] += 1
-                if node.covered_since is None or name not in self._ends.left(at):
-                    node.covered_since = at
-                if outcome.usable_until is not None:
-                    self._ends.note(name, outcome.usable_until, at)
+                if name not in self._ends.left(at):
+                    self._covered_since[name] = at
+                self._ends.note(name, outcome.usable_until, at)
             case Outcome.MISS:
                 self._ends.forget(name)
-                node.covered_since = None
 
 
 def _of(node: str, slots: Iterable[_Slot]) -> Counts:
