@@ -19,6 +19,8 @@ from sidecar.telemetry.troubles import Parity, Trouble
 from sidecar.wiring import Core, installed_version
 
 CLOSED = "closed"
+DRIFT_SECONDS = 0.5
+"""Between the clock and the calendar: more is no inaccuracy."""
 DIGEST = 12
 """Characters of a template's digest: enough to tell two apart."""
 
@@ -32,6 +34,7 @@ class StatusReport:
         self._clock = clock
         self._wall = wall
         self._started_at = clock()
+        self._offset = wall() - self._started_at
 
     def __call__(self) -> says.Status:
         """Return the state of the sidecar; nothing in it is content, a user or a secret."""
@@ -63,7 +66,11 @@ class StatusReport:
         return replace(status, state=state, reasons=reasons)
 
     def _at(self, instant: float) -> datetime:
-        return datetime.fromtimestamp(round(self._wall() - (self._clock() - instant), 3), UTC)
+        """Return the calendar's instant: always the same one, unless the machine's clock was put right."""
+        offset = self._wall() - self._clock()
+        if abs(offset - self._offset) > DRIFT_SECONDS:
+            self._offset = offset
+        return datetime.fromtimestamp(round(instant + self._offset, 3), UTC)
 
     def _at_or_none(self, instant: float | None) -> datetime | None:
         return None if instant is None else self._at(instant)

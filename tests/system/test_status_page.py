@@ -38,6 +38,8 @@ LONG = "long_" + "n" * 10_000
 HOSTILE = [IMAGE, SCRIPT, BACKWARDS, LONG, "{{ 7*7 }}", "a&amp;b", "ملف"]
 CONTRAST = Path(__file__).with_name("contrast.js").read_text("utf-8")
 AA = 4.5
+BEGAN = 1_790_000_000.0
+"""Unix seconds: any day."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -74,7 +76,7 @@ async def here(templates: dict[str, str] | None = None, **sections: Any) -> Asyn
     }
     async with (
         reference(templates=TEMPLATES if templates is None else templates) as service,
-        sidecar_with(settings_for(service.url, **given), clock=clock) as sidecar,
+        sidecar_with(settings_for(service.url, **given), clock=clock, wall=lambda: clock() + BEGAN) as sidecar,
     ):
         yield Here(sidecar, service, clock)
 

@@ -129,7 +129,7 @@ export function parts(status) {
 }
 
 export function minutes(status) {
-  table("minutes", [...status.requests.minutes].reverse(), ({ at }) => Math.round(Date.parse(at) / 10000), ({ at, counts, latency: took }) => [
+  table("minutes", [...status.requests.minutes].reverse(), ({ at }) => at, ({ at, counts, latency: took }) => [
     clock(at, status.at).slice(0, -3),
     ...[counts.requests, counts.fresh, counts.stale, counts.miss, counts.bypass, counts.error].map(number),
     percent(counts.hit_ratio),
@@ -137,7 +137,7 @@ export function minutes(status) {
   ]);
   const changes = status.circuits.flatMap(({ name, transitions }) => transitions.map((change, place) => ({ ...change, name, place })));
   changes.sort((a, b) => Date.parse(b.at) - Date.parse(a.at));
-  table("transitions", changes, ({ name, at, to }) => `${name} ${to} ${Math.round(Date.parse(at) / 100)}`, ({ name, at, to }) => [clock(at, status.at), name, to]);
+  table("transitions", changes, ({ name, at, to }) => `${name} ${to} ${at}`, ({ name, at, to }) => [clock(at, status.at), name, to]);
 }
 
 function* flat(value, path = "") {
