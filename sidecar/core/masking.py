@@ -20,6 +20,8 @@ def masked(value: Any, key: str = "") -> Any:
         return {name: masked(each, str(name)) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [masked(each, key) for each in value]
-    if value not in {None, "null", ""} and _SECRET.search(key) and not _PLACE.search(key):
+    if not isinstance(value, str):
+        return value
+    if value not in {"null", ""} and _SECRET.search(key) and not _PLACE.search(key):
         return MASK
-    return _USER.sub(f"{MASK}@", value) if isinstance(value, str) else value
+    return _USER.sub(f"{MASK}@", value)

@@ -145,7 +145,7 @@ class Node(msgspec.Struct, frozen=True):
     last_at: Annotated[Instant | None, Meta(description="When it was last asked for.")]
     last_outcome: Annotated[str | None, Meta(description="fresh, stale, miss, bypass or error.")]
     age_seconds: Annotated[
-        Seconds | None, Meta(description="How old the data of its last prompt was when served; null after an error.")
+        Seconds | None, Meta(description="How old the data of its last prompt was when it was served.")
     ]
     covered_since: Annotated[
         Instant | None, Meta(description="Since when it is served stale because the config service gives none.")

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import itemgetter
 from typing import NamedTuple
 
 from sidecar.core.events import FreshHit, Outcome, RequestOutcome
@@ -70,7 +71,7 @@ class NodeHistory(NamedTuple):
     last_at: float
     last_outcome: Outcome
     age: float | None
-    """Seconds since the upstream confirmed what was served last; None: the last answer was an error."""
+    """Seconds since the upstream confirmed what was served last, when it was."""
     covered_since: float | None
     cover_left: float | None
     """Seconds until the policy ends the use of the oldest stale data that was served of late."""
@@ -83,6 +84,10 @@ class _Slot:
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
 
 
+Last = tuple[float, RequestOutcome]
+"""When, and what."""
+
+
 class RequestHistory:
     """Listens to requests: an instant and an append each; they are counted in batches, or when someone looks."""
 
@@ -91,7 +96,8 @@ class RequestHistory:
         self._pending: list[tuple[float, RequestOutcome]] = []
         self._slots: deque[_Slot] = deque(maxlen=SLOTS)
         self._turns_at = -math.inf
-        self._last: dict[str, tuple[float, RequestOutcome]] = {}
+        self._served: dict[str, Last] = {}
+        self._refused: dict[str, Last] = {}
         self._ends = StaleEnds()
         self._covered_since: dict[str, float] = {}
 
@@ -126,19 +132,23 @@ class RequestHistory:
         """Return the nodes in the order of their names."""
         now, kept, recent = self._clock(), [*self._kept(SLOTS)], [*self._kept(RECENT_SLOTS)]
         left = self._ends.left(now)
-        return [
-            NodeHistory(
-                name,
-                _of(name, kept),
-                _of(name, recent),
-                at,
-                last.outcome,
-                last.age,
-                self._covered_since[name] if name in left else None,
-                left.get(name),
+        found = []
+        for name in sorted(self._served.keys() | self._refused.keys()):
+            served = self._served.get(name)
+            at, last = max((each[name] for each in (self._served, self._refused) if name in each), key=itemgetter(0))
+            found.append(
+                NodeHistory(
+                    name,
+                    _of(name, kept),
+                    _of(name, recent),
+                    at,
+                    last.outcome,
+                    served[1].age if served else None,
+                    self._covered_since[name] if name in left else None,
+                    left.get(name),
+                )
             )
-            for name, (at, last) in sorted(self._last.items())
-        ]
+        return found
 
     def _kept(self, slots: int) -> Iterator[_Slot]:
         self._count()
@@ -152,9 +162,9 @@ class RequestHistory:
             name, slot = outcome.node or OTHER, self._slots[-1]
             counts = slot.nodes.get(name) or slot.nodes.setdefault(name, [0] * len(Counts._fields))
             slot.latency[bisect_left(LATENCY_BOUNDS, outcome.seconds)] += 1
-            self._last[name] = (at, outcome)
             if outcome.outcome is Outcome.FRESH:
                 counts[FRESH] += 1
+                self._served[name] = (at, outcome)
             else:
                 self._count_uncommon(name, at, outcome, counts)
         self._pending.clear()
@@ -169,6 +179,8 @@ class RequestHistory:
         match outcome.outcome:
             case Outcome.ERROR:
                 counts[FAILED] += outcome.status >= _SERVER_ERROR
+                self._refused[name] = (at, outcome)
+                return
             case Outcome.STALE if outcome.detail in COVERING and outcome.usable_until is not None:
                 counts[COVERED] += 1
                 if name not in self._ends.left(at):
@@ -176,6 +188,7 @@ class RequestHistory:
                 self._ends.note(name, outcome.usable_until, at)
             case Outcome.MISS:
                 self._ends.forget(name)
+        self._served[name] = (at, outcome)
 
 
 def _of(node: str, slots: Iterable[_Slot]) -> Counts:

@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from sidecar.core.errors import FAILURE_TABLE, Verdict
+from sidecar.core.errors import FAILURE_TABLE, FailureKind, Verdict
 from sidecar.core.events import (
     BreakerChanged,
     ParityChecked,
@@ -19,9 +19,10 @@ from sidecar.telemetry.request_metrics import OTHER
 
 MOST_TRANSITIONS = 100
 """Of one circuit: one that opens every minute is seen for an hour and more."""
-FAILURES = frozenset(
-    kind.value for kind, rule in FAILURE_TABLE.items() if rule.stale and rule.verdict is not Verdict.SUCCESS
-)
+FAILURES = frozenset(kind.value for kind, rule in FAILURE_TABLE.items() if rule.verdict is Verdict.FAILURE) | {
+    FailureKind.TOO_MANY_REQUESTS.value,
+    FailureKind.BAD_DOCUMENT.value,
+}
 ANSWERS = frozenset(kind.value for kind, rule in FAILURE_TABLE.items() if rule.verdict is Verdict.SUCCESS) | {
     "ok",
     "not_modified",
