@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.core.health import duration
+from sidecar.core.health import counted, duration
 from sidecar.core.status import LastError, Level, Node, Status
 
 LONGEST = 60
@@ -42,8 +42,8 @@ def _summary(status: Status) -> Text:
     took = f", p50 {_milliseconds(latency.p50_seconds)}, p95 {_milliseconds(latency.p95_seconds)}"
     held = duration((status.at - circuit.since).total_seconds())
     return Text(
-        f"Last hour: {hour.requests:,} requests, hit rate {_percent(hour.hit_ratio)}, {hour.stale:,} stale, "
-        f"{hour.error:,} errors{took if hour.requests else ''}. Circuit: {circuit.state} for {held}."
+        f"Last hour: {counted(hour.requests, 'request')}, hit rate {_percent(hour.hit_ratio)}, {hour.stale:,} stale, "
+        f"{counted(hour.error, 'error')}{took if hour.requests else ''}. Circuit: {circuit.state} for {held}."
     )
 
 
@@ -125,7 +125,7 @@ def _each_part(status: Status) -> Iterator[_Part]:
     yield _Part("memory", "works", None, None, f"{cache.entries:,} entries, {cache.bytes / MIB:,.1f} MiB")
     if store is not UNSET:
         aside = store.error is not None
-        lost = f"{store.lost:,} records lost"
+        lost = f"{counted(store.lost, 'record')} lost"
         state = "set aside" if aside else "works"
         yield _Part(f"store ({store.kind})", state, store.failing_since, store.last_error, lost, is_bad=aside)
     if file is not UNSET:

@@ -62,7 +62,7 @@ def _failing(status: Status) -> Found | None:
         return None
     return Found(
         f"{_named(node.name for node in status.nodes if node.recent.failed)}: {recent.failed} of the last "
-        f"{_counted(recent.requests, 'request')} ended without a prompt; LearnFlow's users see errors.",
+        f"{counted(recent.requests, 'request')} ended without a prompt; LearnFlow's users see errors.",
         _failing_since(status),
     )
 
@@ -239,11 +239,12 @@ def _circuit(status: Status, name: str) -> Circuit | None:
 def _named(names: Iterable[str]) -> str:
     every = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…" for name in sorted(names)]
     more = len(every) - MOST_NAMED
-    return ", ".join(every[:MOST_NAMED]) + (f" and {_counted(more, 'more node')}" if more > 0 else "")
+    return ", ".join(every[:MOST_NAMED]) + (f" and {counted(more, 'more node')}" if more > 0 else "")
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def counted(count: int, what: str) -> str:
+    """Return a number and what it counts, in the plural where it needs one."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def duration(seconds: float) -> str:

@@ -133,8 +133,10 @@ def test_what_is_covered_is_told_by_node_age_and_end() -> None:
     ]
     assert only(nodes=[*covered, node("c")]) == (
         "serving_stale",
-        "a, b: prompts are made from stale data, up to 1 min 30 s old, because the config service gives none; "
-        "the policy allows it for 10 min more.",
+        (
+            "a, b: prompts are made from stale data, up to 1 min 30 s old, because the config service gives none; "
+            "the policy allows it for 10 min more."
+        ),
         ago(90),
     )
 

@@ -3,7 +3,7 @@
 import { Charts, timeline } from "./charts.js";
 import { find, keep, make, mark, say } from "./dom.js";
 import * as tables from "./tables.js";
-import { clock, duration, number, passed, short } from "./words.js";
+import { clock, counted, duration, number, passed, short } from "./words.js";
 
 const EVERY = 2000; // milliseconds between two questions
 const PATIENCE = 5000; // milliseconds for an answer
@@ -37,7 +37,8 @@ function show(status) {
   say(find("chip"), status.state === "healthy" ? "Healthy" : tone === "error" ? "Failing" : "Degraded");
   say(find("title"), worst ? worst.title : "All is well");
   const { recent } = status.requests;
-  const asked = recent.requests ? `${number(recent.requests)} requests in the last two minutes, each with its prompt.` : "Nothing was asked in the last two minutes.";
+  const ended = recent.error ? `${number(recent.error)} refused for what they asked.` : "each with its prompt.";
+  const asked = recent.requests ? `${counted(recent.requests, "request")} in the last two minutes, ${ended}` : "Nothing was asked in the last two minutes.";
   const answers = status.upstream.last_answer_at ? " The config service answers." : "";
   say(find("summary"), worst ? "" : asked + answers);
   document.title = `${worst ? `⚠ ${worst.title}` : "✓ All is well"} · prompt-sidecar`;
@@ -80,7 +81,7 @@ function showFigures(status) {
   const [circuit] = status.circuits;
   const figures = [
     ["Without a prompt", number(recent.failed), recent.failed ? "error" : null, recent.requests ? `of ${number(recent.requests)} in the last two minutes` : "no requests in the last two minutes"],
-    ["Served stale", covered.length ? `${covered.length} ${covered.length === 1 ? "node" : "nodes"}` : "nobody", covered.length ? "warning" : null, covered.length ? `data up to ${duration(oldest)} old` : "no outage to cover"],
+    ["Served stale", covered.length ? counted(covered.length, "node") : "nobody", covered.length ? "warning" : null, covered.length ? `data up to ${duration(oldest)} old` : "no outage to cover"],
     ["Cover left", covered.length ? duration(left) : "–", covered.length ? (left < 300 ? "error" : "warning") : null, covered.length ? "then requests begin to fail" : "counts down in an outage"],
     ["Circuit", circuit.state, circuit.state === "closed" ? null : "warning", `for ${duration(passed(circuit.since, status.at))}`],
   ];

@@ -1,7 +1,7 @@
 // The tables: a row for each item, kept as long as the item is there.
 
 import { find, keep, make, mark, say } from "./dom.js";
-import { bytes, clock, duration, latency, number, or, passed, percent, short, visible } from "./words.js";
+import { bytes, clock, counted, duration, latency, number, or, passed, percent, short, visible } from "./words.js";
 
 const LONGEST_TITLE = 1000; // characters
 
@@ -89,7 +89,7 @@ function service(status) {
 function store(status) {
   const { store: it, at: now } = status;
   if (!it) return ["Store", "None", "–", "–", "a restart begins with nothing"];
-  const size = `${or(it.entries, number)} records, ${or(it.bytes, bytes)}${it.lost ? `, ${number(it.lost)} lost` : ""}`;
+  const size = `${or(it.entries, (count) => counted(count, "record"))}, ${or(it.bytes, bytes)}${it.lost ? `, ${number(it.lost)} lost` : ""}`;
   const group = it.group ? `; group ${it.group.connected ? "connected" : "not connected"}` : "";
   return [
     `Store (${it.kind})`,
@@ -104,13 +104,13 @@ export function parts(status) {
   const { cache, reload, templates_file: file, warmup, at: now } = status;
   const rows = [
     service(status),
-    ["Memory", ["Works", "good"], "–", "none", `${number(cache.entries)} entries, ${bytes(cache.bytes)}`],
+    ["Memory", ["Works", "good"], "–", "none", `${counted(cache.entries, "entry", "entries")}, ${bytes(cache.bytes)}`],
     store(status),
   ];
   if (file) {
     const state = file.error ? ["Not taken", "warning"] : ["Taken", "good"];
     const error = file.error ? [short(file.error), null, file.error] : "none";
-    rows.push(["Template file", state, file.failing_since ? since(file.failing_since, now) : "–", error, `${file.nodes.length} nodes; ${short(file.path)}`]);
+    rows.push(["Template file", state, file.failing_since ? since(file.failing_since, now) : "–", error, `${counted(file.nodes.length, "node")}; ${short(file.path)}`]);
   }
   const problems = reload.problems.join("; ");
   const waiting = reload.waiting_for_restart.length ? `waiting for a restart: ${reload.waiting_for_restart.join(", ")}` : "nothing waits for a restart";

@@ -27,6 +27,8 @@ export function latency(seconds) {
 
 export const number = (value) => value.toLocaleString("en");
 
+export const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
+
 export function percent(ratio) {
   if (ratio === null) return NONE;
   const value = ratio * 100;
