@@ -10,10 +10,12 @@ from msgspec.structs import replace
 from sidecar.core import status as says
 from sidecar.core.health import judged
 from sidecar.core.masking import masked
+from sidecar.core.policy import Policy
 from sidecar.core.rollout import RolloutRule
 from sidecar.service.ports import Clock
-from sidecar.settings import effective
-from sidecar.telemetry.history import SLOT_SECONDS, SLOTS, Counts, NodeHistory
+from sidecar.settings import Settings, effective
+from sidecar.telemetry.history import NodeHistory
+from sidecar.telemetry.minutes import SLOT_SECONDS, SLOTS, Counts
 from sidecar.telemetry.request_metrics import OTHER
 from sidecar.telemetry.troubles import Parity, Trouble
 from sidecar.wiring import Core, installed_version
@@ -33,6 +35,8 @@ class StatusReport:
         self._ready = ready
         self._clock = clock
         self._wall = wall
+        self._version = installed_version()
+        self._written: tuple[Settings | None, dict[str, Any]] = (None, {})
         self._started_at = clock()
         self._offset = wall() - self._started_at
 
@@ -44,7 +48,7 @@ class StatusReport:
         status = says.Status(
             state=says.State.HEALTHY,
             reasons=[],
-            version=installed_version(),
+            version=self._version,
             ready=self._ready(),
             at=self._at(self._clock()),
             started_at=self._at(self._started_at),
@@ -60,10 +64,17 @@ class StatusReport:
             reload=self._reload(),
             nodes=[*self._nodes(not_admitted)],
             requests=self._requests(),
-            settings=masked(effective(core.settings)),
+            settings=self._settings(),
         )
         state, reasons = judged(status)
         return replace(status, state=state, reasons=reasons)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings in force as one would write them: made once for each reload, it costs milliseconds."""
+        settings = self._core.settings
+        if self._written[0] is not settings:
+            self._written = (settings, masked(effective(settings)))
+        return self._written[1]
 
     def _at(self, instant: float) -> datetime:
         """Return the calendar's instant: always the same one, unless the machine's clock was put right."""
@@ -150,6 +161,7 @@ class StatusReport:
     def _nodes(self, not_admitted: dict[str, str]) -> Iterator[says.Node]:
         core = self._core
         seen = {node.node: node for node in core.history.nodes()}
+        written: dict[Policy, dict[str, Any]] = {}
         for name in sorted({*seen, *core.shadow.set_aside, *not_admitted}):
             policy = core.settings.policy.for_node(name) if name != OTHER else core.settings.policy.default
             yield self._node(
@@ -158,7 +170,7 @@ class StatusReport:
                 rollout=_share(core.settings.rollout.rule, name),
                 parity=core.troubles.parity.get(name, Parity()),
                 not_admitted=not_admitted.get(name),
-                policy=effective(policy),
+                policy=written.get(policy) or written.setdefault(policy, effective(policy)),
             )
 
     def _node(

@@ -1,65 +1,21 @@
-"""The last hour's requests, minute by minute and by node, as the status page shows them; bounded, whatever is asked."""
+"""The last hour's requests, as the status page shows them; bounded, whatever is asked."""
 
-import math
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
 
 from sidecar.core.events import FreshHit, Outcome, RequestOutcome
 from sidecar.service.ports import Clock
 from sidecar.telemetry.dispatch import Handlers
+from sidecar.telemetry.minutes import LATENCY_BOUNDS, Counts, LastHour, Minute, Slot, summed
 from sidecar.telemetry.request_metrics import BATCH, COVERING, OTHER
-from sidecar.telemetry.stale_ends import StaleEnds
-
-SLOT_SECONDS = 60.0
-SLOTS = 60
-RECENT_SLOTS = 2
-"""What counts as now: the minute that runs and the one before, so that a quiet sidecar has something to say."""
-LATENCY_BOUNDS = tuple(0.00001 * 10 ** (n / 8) for n in range(48))
-"""Seconds, from 0.01 ms to 7.5 s: eight to a decade, so that a quantile is within 15 % of the truth."""
-_SERVER_ERROR = 500
-
-
-class Counts(NamedTuple):
-    """How many requests ended how; the last two are those of `stale` and of `error` that an outage made so."""
-
-    fresh: int = 0
-    stale: int = 0
-    miss: int = 0
-    bypass: int = 0
-    error: int = 0
-    covered: int = 0
-    """Stale, because the upstream gave no answer in time."""
-    failed: int = 0
-    """A 5xx: LearnFlow sees an outage."""
-
-    @property
-    def requests(self) -> int:
-        """How many there were."""
-        return self.fresh + self.stale + self.miss + self.bypass + self.error
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Return the share that needed no call, of what is answered from here; None: nothing was."""
-        answered = self.fresh + self.stale + self.miss
-        return self.fresh / answered if answered else None
-
+from sidecar.telemetry.stale_ends import WINDOW_SECONDS, StaleEnds
 
 FRESH, COVERED, FAILED = (Counts._fields.index(name) for name in ("fresh", "covered", "failed"))
 PLACES = {outcome: Counts._fields.index(outcome.value) for outcome in Outcome}
-
-
-class Minute(NamedTuple):
-    """One slot of the history; `began_at`: the clock's instant."""
-
-    began_at: float
-    counts: Counts
-    quantiles: tuple[float, float, float]
-    """Seconds: p50, p95, p99."""
+QUIET_SECONDS = 2 * WINDOW_SECONDS
+"""After so long without need of cover, the next one is another outage."""
+_SERVER_ERROR = 500
 
 
 class NodeHistory(NamedTuple):
@@ -77,15 +33,13 @@ class NodeHistory(NamedTuple):
     """Seconds until the policy ends the use of the oldest stale data that was served of late."""
 
 
-@dataclass(slots=True)
-class _Slot:
-    number: int
-    nodes: dict[str, list[int]] = field(default_factory=dict)
-    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
-
-
 Last = tuple[float, RequestOutcome]
 """When, and what."""
+
+
+class _Cover(NamedTuple):
+    since: float
+    last_at: float
 
 
 class RequestHistory:
@@ -94,12 +48,11 @@ class RequestHistory:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._pending: list[tuple[float, RequestOutcome]] = []
-        self._slots: deque[_Slot] = deque(maxlen=SLOTS)
-        self._turns_at = -math.inf
+        self._hour = LastHour()
         self._served: dict[str, Last] = {}
         self._refused: dict[str, Last] = {}
         self._ends = StaleEnds()
-        self._covered_since: dict[str, float] = {}
+        self._covers: dict[str, _Cover] = {}
 
     def handlers(self) -> Handlers:
         """Return what is noted of each event."""
@@ -114,24 +67,20 @@ class RequestHistory:
 
     def minutes(self) -> list[Minute]:
         """Return the last hour's minutes in which something was asked, oldest first."""
-        return [
-            Minute(slot.number * SLOT_SECONDS, _summed(slot.nodes.values()), quantiles(slot.latency))
-            for slot in self._kept(SLOTS)
-        ]
+        return self._counted().minutes()
 
     def quantiles(self) -> tuple[float, float, float]:
         """Return p50, p95 and p99 of the last hour; seconds."""
-        kept = [slot.latency for slot in self._kept(SLOTS)]
-        return quantiles([sum(each) for each in zip(*kept, strict=True)])
+        return self._counted().quantiles()
 
     def recent(self) -> Counts:
         """Return the counts of the last minute or two."""
-        return _summed(counts for slot in self._kept(RECENT_SLOTS) for counts in slot.nodes.values())
+        return summed(row for slot in self._counted().recent(self._clock()) for row in slot.nodes.values())
 
     def nodes(self) -> list[NodeHistory]:
         """Return the nodes in the order of their names."""
-        now, kept, recent = self._clock(), [*self._kept(SLOTS)], [*self._kept(RECENT_SLOTS)]
-        left = self._ends.left(now)
+        hour, now = self._counted(), self._clock()
+        recent, left = hour.recent(now), self._ends.left(now)
         found = []
         for name in sorted(self._served.keys() | self._refused.keys()):
             served = self._served.get(name)
@@ -139,80 +88,51 @@ class RequestHistory:
             found.append(
                 NodeHistory(
                     name,
-                    _of(name, kept),
-                    _of(name, recent),
+                    hour.counts(name),
+                    summed(slot.nodes[name] for slot in recent if name in slot.nodes),
                     at,
                     last.outcome,
                     served[1].age if served else None,
-                    self._covered_since[name] if name in left else None,
+                    self._covers[name].since if name in left else None,
                     left.get(name),
                 )
             )
         return found
 
-    def _kept(self, slots: int) -> Iterator[_Slot]:
+    def _counted(self) -> LastHour:
         self._count()
-        first = int(self._clock() // SLOT_SECONDS) - slots + 1
-        return (slot for slot in self._slots if slot.number >= first)
+        self._hour.expire(self._clock())
+        return self._hour
 
     def _count(self) -> None:
+        slot: Slot | None = None
         for at, outcome in self._pending:
-            if at >= self._turns_at:
-                self._turn(at)
-            name, slot = outcome.node or OTHER, self._slots[-1]
-            counts = slot.nodes.get(name) or slot.nodes.setdefault(name, [0] * len(Counts._fields))
+            if slot is None or at >= slot.ends_at:
+                slot = self._hour.slot(at)
+            name = outcome.node or OTHER
+            row = slot.nodes.get(name) or slot.row(name)
             slot.latency[bisect_left(LATENCY_BOUNDS, outcome.seconds)] += 1
             if outcome.outcome is Outcome.FRESH:
-                counts[FRESH] += 1
+                row[FRESH] += 1
                 self._served[name] = (at, outcome)
             else:
-                self._count_uncommon(name, at, outcome, counts)
+                self._count_uncommon(name, at, outcome, row)
         self._pending.clear()
 
-    def _turn(self, at: float) -> None:
-        number = int(at // SLOT_SECONDS)
-        self._slots.append(_Slot(number))
-        self._turns_at = (number + 1) * SLOT_SECONDS
-
-    def _count_uncommon(self, name: str, at: float, outcome: RequestOutcome, counts: list[int]) -> None:
-        counts[PLACES[outcome.outcome]] += 1
+    def _count_uncommon(self, name: str, at: float, outcome: RequestOutcome, row: list[int]) -> None:
+        row[PLACES[outcome.outcome]] += 1
         match outcome.outcome:
             case Outcome.ERROR:
-                counts[FAILED] += outcome.status >= _SERVER_ERROR
+                row[FAILED] += outcome.status >= _SERVER_ERROR
                 self._refused[name] = (at, outcome)
                 return
             case Outcome.STALE if outcome.detail in COVERING and outcome.usable_until is not None:
-                counts[COVERED] += 1
-                if name not in self._ends.left(at):
-                    self._covered_since[name] = at
+                row[COVERED] += 1
+                cover = self._covers.get(name)
+                goes_on = cover is not None and at - cover.last_at < QUIET_SECONDS
+                self._covers[name] = _Cover(cover.since if cover and goes_on else at, at)
                 self._ends.note(name, outcome.usable_until, at)
             case Outcome.MISS:
                 self._ends.forget(name)
+                self._covers.pop(name, None)
         self._served[name] = (at, outcome)
-
-
-def _of(node: str, slots: Iterable[_Slot]) -> Counts:
-    return _summed(slot.nodes[node] for slot in slots if node in slot.nodes)
-
-
-def _summed(rows: Iterable[list[int]]) -> Counts:
-    return Counts(*map(sum, zip(*rows, strict=True)))
-
-
-def quantiles(counts: Sequence[int]) -> tuple[float, float, float]:
-    """Return p50, p95 and p99 of counts by `LATENCY_BOUNDS`; 0 where there is nothing. Seconds."""
-    return _quantile(counts, 0.5), _quantile(counts, 0.95), _quantile(counts, 0.99)
-
-
-def _quantile(counts: Sequence[int], share: float) -> float:
-    """Interpolate within the bucket in which the share is reached."""
-    total = sum(counts)
-    if not total:
-        return 0.0
-    rank = share * total
-    place = bisect_left([*accumulate(counts)], rank)
-    if place >= len(LATENCY_BOUNDS):
-        return LATENCY_BOUNDS[-1]
-    low = LATENCY_BOUNDS[place - 1] if place else 0.0
-    before = sum(counts[:place])
-    return low + (LATENCY_BOUNDS[place] - low) * (rank - before) / counts[place]
