@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help run test check unit bench scaling lock docs dashboards clean
+.PHONY: help run test check unit bench scaling lock docs dashboards screenshots clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,18 +42,22 @@ unit: $(VENV)/.dev ## Run the tests: those of the rules with branch coverage, wh
 	$(BIN)/python -m pytest -n 2 tests/core tests/service --cov --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/python -m pytest -n 2 --ignore=tests/core --ignore=tests/service
 
-bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler, and measure what an entry takes in memory.
+bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler, and measure what an entry takes in memory and telemetry in time.
 	$(BIN)/python -m benchmarks.fresh_hit
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.listeners
 
 scaling: $(VENV)/.dev ## Measure what Redis pays for a group, and simulate groups of up to 10,000 pods.
 	$(BIN)/python -m benchmarks.scaling
 
-docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, the tables in docs/architecture.md.
+docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, docs/status.*, the tables in docs/architecture.md.
 	$(BIN)/python -m sidecar.docgen
 
 dashboards: $(VENV)/.dev ## Write again what is generated in deploy/grafana.
 	$(BIN)/python -m deploy.grafana.generate
+
+screenshots: $(VENV)/.dev ## Take the pictures of the status page in docs/images again; needs Debian's chromium.
+	$(BIN)/python -m tests.system.screenshots
 
 lock: $(VENV)/.dev ## Lock the dependencies again, with hashes and without a registry's name.
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade pyproject.toml -o requirements.lock

@@ -28,7 +28,7 @@ from sidecar.service.ports import Clock, Observer
 from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
 from sidecar.start_warm import begin_warm_up, warm_up_rule
-from sidecar.status import status_of
+from sidecar.status import StatusReport
 from sidecar.upstream.forward import Forwarder
 from sidecar.watch import watch
 from sidecar.wiring import Core, StartError, installed_version, open_core
@@ -71,7 +71,7 @@ async def running(
         ops = ops_routes(
             ready=lambda: ready,
             metrics=core.metrics.scrape,
-            status=lambda: status_of(core, ready=lambda: ready, clock=clock),
+            status=StatusReport(core, ready=lambda: ready, clock=clock, wall=wall),
             admin=admin_routes(
                 core.shadow.reset,
                 core.invalidations,

@@ -1,4 +1,4 @@
-"""The command: run | check-config | warm | invalidate | probe | demo | upstream."""
+"""The command: run | check-config | status | warm | invalidate | probe | demo | upstream."""
 
 import asyncio
 import gc
@@ -19,6 +19,8 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 GC_THRESHOLD = 50_000
 """Allocations between collections of the youngest generation: a request makes no cycles worth looking for sooner."""
+SHORTEST_WATCH = 0.1
+"""Seconds between two looks at a sidecar, at least."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 FAULTS = (
@@ -264,6 +266,61 @@ def _http_url(_context: click.Context, _parameter: click.Parameter, value: str) 
         return BaseUrl().parse(value)
     except ValueError as error:
         raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
+
+
+def _http_url_if_given(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else _http_url(context, parameter, value)
+
+
+def _watch(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    from sidecar.probe import seconds
+
+    found = None if value is None else seconds(value)
+    if value is not None and (found is None or found < SHORTEST_WATCH):
+        raise click.BadParameter(f"{value!r}; allowed is a duration from 100ms to 60s, with its unit (ms, s).")
+    return found
+
+
+def _ops_url_of(config: Path) -> str:
+    """Return where the sidecar with these settings answers to people on its own machine."""
+    listen = _load(config, {})[0].ops.listen
+    if listen.port == 0:
+        raise click.UsageError(f"ops.listen in {config} is any free port; say --ops-url instead.")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104 — not to listen, to ask
+    return f"http://[{host}]:{listen.port}" if ":" in host else f"http://{host}:{listen.port}"
+
+
+@main.command(epilog="Exit codes: 0 healthy, 1 degraded, 2 it cannot be reached, or usage.")
+@click.option(
+    "--ops-url",
+    "--url",
+    metavar="URL",
+    callback=_http_url_if_given,
+    help="The ops listener of the running sidecar.  [default: http://127.0.0.1:9102]",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="Ask where ops.listen of this settings file says.")
+@click.option("--json", "as_json", is_flag=True, help="Print what /status says as JSON; watched, a line each time.")
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value="2s",
+    default=None,
+    metavar="[DURATION]",
+    callback=_watch,
+    help="Look again and again, every 2s or as often as said, until interrupted.",
+)
+def status(ops_url: str | None, config: Path | None, *, as_json: bool, watch: float | None) -> None:
+    """Say how a running sidecar is doing.
+
+    Whether all is well, and if not, why, since when and what to do; the nodes, the config service and the stores.
+    """
+    if ops_url is not None and config is not None:
+        raise click.UsageError("Say where once: --ops-url or --config.")
+    url = _ops_url_of(config) if config is not None else ops_url
+    from sidecar.ops_client import DEFAULT_URL
+    from sidecar.status_command import Wanted, show
+
+    sys.exit(show(Wanted(url or DEFAULT_URL, as_json, watch)))
 
 
 @main.command(epilog="Exit codes: 0 done, 1 the sidecar cannot be reached or refuses, 2 usage.")

@@ -14,6 +14,7 @@ import click
 from sidecar.config_file import variable
 from sidecar.doctables import filled
 from sidecar.settings import KeyPath, Settings
+from sidecar.statusdoc import status_reference, status_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 110  # columns of a generated YAML file
@@ -67,6 +68,8 @@ TARGETS = [
     Target("config/sidecar.yaml", config_file),
     Target("docs/settings.md", settings_reference),
     Target("docs/architecture.md", architecture),
+    Target("docs/status.md", status_reference),
+    Target("docs/status.schema.json", status_schema),
 ]
 
 

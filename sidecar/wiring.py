@@ -33,8 +33,10 @@ from sidecar.service.writes import Writes
 from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
 from sidecar.stores import StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.history import RequestHistory
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.troubles import Troubles
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
@@ -76,6 +78,8 @@ class Core:
     shadow: Shadow
     templates: TemplateFile | None
     metrics: Metrics
+    history: RequestHistory
+    troubles: Troubles
     background: Background
     breaker: Breaker
     observer: Observer
@@ -117,9 +121,9 @@ async def open_core(
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream, retry = settings.render, settings.upstream, settings.retry
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
-    metrics.settings_loaded(time.time())
-    observer = dispatcher(metrics.handlers(), LogListener().handlers())
+    metrics = _metrics(memory, clock, wall)
+    history, troubles = RequestHistory(clock), Troubles(clock)
+    observer = dispatcher(metrics.handlers(), LogListener().handlers(), history.handlers(), troubles.handlers())
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -242,6 +246,8 @@ async def open_core(
         shadow=shadow,
         templates=template_file,
         metrics=metrics,
+        history=history,
+        troubles=troubles,
         background=background,
         breaker=breaker,
         observer=observer,
@@ -258,6 +264,12 @@ async def open_core(
         if group is not None:
             await group.close()
         await client.close()
+
+
+def _metrics(memory: MemoryCache, clock: Clock, wall: Clock) -> Metrics:
+    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
+    metrics.settings_loaded(time.time())
+    return metrics
 
 
 def _warm_jobs(

@@ -1,15 +1,18 @@
-"""The ops listener: liveness, readiness, metrics, status (contract §5)."""
+"""The ops listener: liveness, readiness, metrics, status and its page (contract §5)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from sidecar.core.status import schema
 from sidecar.server.listener import Handler, Routes
+from sidecar.server.page import page_routes
 from sidecar.server.responses import problem
 
+UNSEEN = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+"""Of what is true now only."""
 SCRAPE_SECONDS = 10.0
 """How long a scraper may take to read: Prometheus's own limit, by default."""
 
@@ -19,7 +22,7 @@ def ops_routes(
     ready: Callable[[], bool],
     gate: Callable[[], str | None] = lambda: None,
     metrics: Callable[[str | None], Awaitable[tuple[bytes, str]]],
-    status: Callable[[], dict[str, Any]] = dict,
+    status: Callable[[], object] = dict,
     admin: Mapping[tuple[str, str], Handler] | None = None,
 ) -> Routes:
     """Return the ops listener's routes.
@@ -52,13 +55,28 @@ def ops_routes(
         return response
 
     async def show(_: web.BaseRequest) -> web.Response:
-        body = msgspec.json.format(msgspec.json.encode(status()), indent=2) + b"\n"
-        return web.Response(body=body, content_type="application/json")
+        return _json(status())
+
+    async def explain(_: web.BaseRequest) -> web.Response:
+        return _json(schema())
 
     table: dict[tuple[str, str], Handler] = dict(admin or {})
     table |= {
         (method, path): handler
-        for path, handler in (("/livez", livez), ("/readyz", readyz), ("/metrics", scrape), ("/status", show))
+        for path, handler in (
+            ("/livez", livez),
+            ("/readyz", readyz),
+            ("/metrics", scrape),
+            ("/status", show),
+            ("/status.schema.json", explain),
+            *page_routes().items(),
+        )
         for method in ("GET", "HEAD")
     }
     return Routes(table)
+
+
+def _json(value: object) -> web.Response:
+    """Lay an answer out for people and machines."""
+    body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    return web.Response(body=body, content_type="application/json", headers=UNSEEN)

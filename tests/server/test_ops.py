@@ -73,7 +73,7 @@ async def test_other_methods_are_405(path: str, method: str) -> None:
         assert answer.problem()
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/api/v1/generate-prompt", "/admin/warm"])
+@pytest.mark.parametrize("path", ["/page", "/healthz", "/api/v1/generate-prompt", "/admin/warm"])
 async def test_there_is_nothing_else(path: str) -> None:
     async with scraping() as client:
         assert (await client.ask(get(path))).problem()["status"] == 404
