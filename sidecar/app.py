@@ -1,5 +1,6 @@
 """The composition root: a wired core and its listeners; start, reload and drain."""
 
+import asyncio
 import os
 import socket
 import time
@@ -12,11 +13,13 @@ import structlog
 from aiohttp import web
 
 from sidecar.core.retry import Rng
+from sidecar.drain import BACKGROUND, REQUESTS, Drain
 from sidecar.reload import Origin, Reloader
 from sidecar.server import generate_prompt, prompt_data
 from sidecar.server.admin import admin_routes
 from sidecar.server.elsewhere import Elsewhere
 from sidecar.server.generate_prompt import GeneratePrompt, Reader
+from sidecar.server.leaving import LeavingServer, accept_rest
 from sidecar.server.listener import Handler, Routes, make_server
 from sidecar.server.ops import ops_routes
 from sidecar.server.prompt_data import PromptData
@@ -37,6 +40,8 @@ __all__ = ["Core", "Sidecar", "StartError", "installed_version", "open_core", "r
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: LearnFlow opens one for each attempt."""
+CUT_SECONDS = 0.1
+"""How long a handler may take to end after its request was cut; aiohttp waits so long twice."""
 
 
 class Sidecar(NamedTuple):
@@ -57,16 +62,23 @@ async def running(
     wall: Clock = time.time,
     rng: Rng | None = None,
     sockets: Mapping[str, socket.socket] | None = None,
+    drain: Drain | None = None,
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
+    The ops listener, where readiness is seen to be gone, closes last before the core.
+
     `origin`: where the settings come from; without one a reload finds them unchanged. `sockets`: listening already, by
-    the names of `sidecar.activation`; each is used in place of the address in the settings.
+    the names of `sidecar.activation`; each is used in place of the address in the settings. `drain`: to hasten it.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
     ready, inherited = False, sockets or {}
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
+    drain = Drain(settings.drain) if drain is None else drain
+    async with (
+        open_core(settings, clock=clock, wall=wall, rng=rng, drain=drain) as core,
+        _forwarder(settings) as forwarder,
+    ):
         reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
         ops = ops_routes(
             ready=lambda: ready,
@@ -86,8 +98,9 @@ async def running(
             ),
             gate=await begin_warm_up(core, settings, clock),
         )
-        ops_runner = _runner(ops, settings, core.observer)
-        runner = _runner(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)
+        ops_server = _server(ops, settings, core.observer)
+        server = _server(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)
+        ops_runner, runner = (web.ServerRunner(each, shutdown_timeout=CUT_SECONDS) for each in (ops_server, server))
         try:
             ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen", inherited.get("ops"))
             listen = await _listen(runner, settings.listen, "listen", inherited.get("learnflow"))
@@ -107,8 +120,13 @@ async def running(
             was_ready, ready = ready, False
             if was_ready:
                 log.info("draining", background=len(core.background))
+                await drain.delay()
+            await _stop_accepting(runner, server, inherited.get("learnflow"))
+            await drain.step("requests", server.drain(idle_grace=settings.drain.idle_grace), until=REQUESTS)
             await runner.cleanup()
-            await core.background.drain(settings.deadline)
+            await drain.step("background", core.background.drain(), until=BACKGROUND)
+            await _stop_accepting(ops_runner, ops_server, inherited.get("ops"))
+            await drain.step("ops", ops_server.drain(idle_grace=0.0), until=BACKGROUND)
             await ops_runner.cleanup()
     log.info("stopped")
 
@@ -155,11 +173,21 @@ async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
         await forwarder.close()
 
 
-def _runner(handler: Handler, settings: Settings, observer: Observer) -> web.ServerRunner:
-    server = make_server(
+def _server(handler: Handler, settings: Settings, observer: Observer) -> LeavingServer:
+    return make_server(
         handler, observer, max_header=settings.limits.max_header, max_headers=settings.limits.max_headers
     )
-    return web.ServerRunner(server, shutdown_timeout=settings.deadline)
+
+
+async def _stop_accepting(runner: web.ServerRunner, server: LeavingServer, inherited: socket.socket | None) -> None:
+    """Close the listener; what waits at an inherited socket waits for the next process, all else is taken yet."""
+    listening: list[socket.socket] = []
+    for site in runner.sites:
+        opened = site._server  # noqa: SLF001 — aiohttp tells the addresses of its sockets, not the sockets
+        if inherited is None and isinstance(opened, asyncio.AbstractServer):
+            listening += [socket.socket(fileno=os.dup(each.fileno())) for each in getattr(opened, "sockets", ())]
+        await site.stop()
+    await accept_rest(listening, server, most=BACKLOG)
 
 
 async def _listen(

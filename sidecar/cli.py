@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import signal
@@ -134,17 +135,19 @@ def run(config: Path | None, **flags: str | None) -> None:
     settings, origin = _load(config, flags)
     from sidecar.activation import inherited
     from sidecar.app import running
+    from sidecar.drain import Drain
     from sidecar.sd_notify import Notifier
     from sidecar.telemetry.logs import configure_logs
 
     configure_logs(level=settings.log.level.value, style=settings.log.format.value)
 
     async def serve() -> None:
-        stop, hung_up = _stop_signal(), asyncio.Event()
+        stop, hung_up, drain = asyncio.Event(), asyncio.Event(), Drain(settings.drain)
+        _on_stop_signals(stop.set, drain.hasten, seconds=settings.drain.delay + settings.drain.timeout)
         # Before anything is said: a SIGHUP without a handler ends the process.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
         manager = Notifier.of(os.environ)
-        async with running(settings, origin=origin, sockets=inherited(os.environ)) as sidecar:
+        async with running(settings, origin=origin, sockets=inherited(os.environ), drain=drain) as sidecar:
             sidecar.core.background.keep(_on_each(hung_up, manager.reloading(sidecar.reload)), name="reload")
             sidecar.core.background.keep(manager.feed(), name="watchdog")
             gc.collect()
@@ -374,13 +377,23 @@ async def _on_each(event: asyncio.Event, act: Callable[[], Awaitable[None]]) -> 
         await act()
 
 
-def _stop_signal() -> asyncio.Event:
-    """Return the event that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
+def _on_stop_signals(stop: Callable[[], None], hasten: Callable[[], None], *, seconds: float) -> None:
+    """Have the first SIGTERM or SIGINT stop, and any further one hasten; the process ends within the time from then.
+
+    Python's own handlers: unlike the loop's they are run even while the loop hangs in a call, such as to a full log.
+    """
+    from sidecar.drain import HASTY_SECONDS, end_at_the_latest
+
     loop = asyncio.get_running_loop()
+    signals = itertools.count()
+
+    def caught(_number: int, _frame: object) -> None:
+        is_first = next(signals) == 0
+        end_at_the_latest(seconds if is_first else HASTY_SECONDS)
+        loop.call_soon_threadsafe(stop if is_first else hasten)
+
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
-    return stop
+        signal.signal(number, caught)
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, int]) -> int:

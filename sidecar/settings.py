@@ -37,6 +37,7 @@ __all__ = [
     "Address",
     "BreakerSettings",
     "CacheSettings",
+    "DrainSettings",
     "Key",
     "KeyPath",
     "LimitSettings",
@@ -486,6 +487,30 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainSettings:
+    """The end, which SIGTERM begins. `delay` and `timeout` must fit into the grace that a pod or a unit has."""
+
+    delay: float = setting(
+        0.0,
+        duration("0s", "10m"),
+        "how long requests are still accepted after readiness went: for whoever routes by it to notice; LearnFlow in "
+        "the same pod does not",
+    )
+    idle_grace: float = setting(
+        1.0,
+        duration("0s", "1m"),
+        "how long a connection without a request may still bring one, which is then answered: its client may have "
+        "sent it already",
+    )
+    timeout: float = setting(
+        8.0,
+        duration("100ms", "1h"),
+        "the whole drain after the delay: three quarters for the requests in flight, which is more than the deadline, "
+        "the rest for what is behind them and for the store",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """The log, on standard error."""
 
@@ -520,7 +545,7 @@ class Settings:
     deadline: float = setting(
         4.0,
         duration("10ms", "10m"),
-        "every request is answered within it, and the drain waits as long; below the 5 s that LearnFlow waits",
+        "every request is answered within it; below the 5 s that LearnFlow waits",
     )
     retry: RetrySettings = section(RetrySettings)
     breaker: BreakerSettings = section(BreakerSettings)
@@ -545,6 +570,7 @@ class Settings:
     store: StoreSettings = section(StoreSettings)
     warmup: WarmUpSettings = section(WarmUpSettings)
     limits: LimitSettings = section(LimitSettings)
+    drain: DrainSettings = section(DrainSettings)
     log: LogSettings = section(LogSettings)
     metrics: MetricsSettings = section(MetricsSettings)
 
@@ -606,6 +632,7 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         (("retry", "per_try_timeout"), retry.per_try_timeout, ("deadline",), deadline),
         (("retry", "min_attempt"), retry.min_attempt, ("deadline",), deadline),
         (("retry", "backoff"), retry.backoff, ("retry", "max_backoff"), retry.max_backoff),
+        (("deadline",), deadline, ("drain", "timeout"), settings.drain.timeout),
     ]
     for at, policy in policies.items():
         ordered.append(((*at, "network_timeout"), policy.network_timeout, ("deadline",), deadline))

@@ -18,6 +18,7 @@ from sidecar.core.policy import Policy
 from sidecar.core.prompt import RenderLimits
 from sidecar.core.retry import RetryBudget, RetryRule, Rng
 from sidecar.core.routes import RoutePattern, RouteTable
+from sidecar.drain import BACKGROUND, STORE, Drain
 from sidecar.service.background import Background
 from sidecar.service.detection import Selection
 from sidecar.service.generations import Documents, FromPlaceholders, FromPromptData, Generation
@@ -108,12 +109,19 @@ def _routes(settings: Settings) -> RouteTable[Policy]:
 
 @asynccontextmanager
 async def open_core(
-    settings: Settings, *, clock: Clock = time.monotonic, wall: Clock = time.time, rng: Rng | None = None
+    settings: Settings,
+    *,
+    clock: Clock = time.monotonic,
+    wall: Clock = time.time,
+    rng: Rng | None = None,
+    drain: Drain | None = None,
 ) -> AsyncIterator[Core]:
     """Wire what answers prompts, and take it apart in order; raises `StartError`.
 
-    `clock`: monotonic seconds, for ages within this process; `wall`: Unix seconds, for ages across a restart.
+    `clock`: monotonic seconds, for ages within this process; `wall`: Unix seconds, for ages across a restart; `drain`:
+    what bounds the end, where it has begun before.
     """
+    drain = Drain(settings.drain) if drain is None else drain
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream, retry = settings.render, settings.upstream, settings.retry
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
@@ -252,12 +260,16 @@ async def open_core(
     try:
         yield core
     finally:
-        await background.drain(settings.deadline)
-        if store is not None:
-            await store.close()
-        if group is not None:
-            await group.close()
+        await _end(drain, background, store, group)
         await client.close()
+
+
+async def _end(drain: Drain, background: Background, store: Store | None, group: RedisGroup | None) -> None:
+    await drain.step("background", background.drain(), until=BACKGROUND)
+    if store is not None:
+        await drain.step("store", store.close(), until=STORE)
+    if group is not None:
+        await drain.step("group", group.close(), until=STORE)
 
 
 def _warm_jobs(

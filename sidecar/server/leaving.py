@@ -1,0 +1,114 @@
+"""How a listener's connections end at a drain: what was asked is answered, and nobody gets a reset (RFC 9112 §9.6)."""
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+LINGER_SECONDS = 1.0
+"""How long what still comes is read and dropped, after the last answer of a connection and for what is left of a
+refused body: its client gets the answer and not a reset."""
+TICK_SECONDS = 0.005
+"""Between two looks at the connections that are left; aiohttp says nowhere when one has become idle."""
+
+
+class LeavingProtocol(RequestHandler):
+    """aiohttp's protocol, which can end its connection after the answer that is under way."""
+
+    __slots__ = ("_is_last",)
+
+    def __init__(self, server: "LeavingServer", **options: Any) -> None:
+        super().__init__(server, **options)
+        self._is_last = False
+
+    def goes_on(self) -> bool:
+        """Return whether the connection takes requests after the answer that begins; if not, the answer says so."""
+        manager = self._manager
+        if isinstance(manager, LeavingServer) and manager.is_draining and not self._messages:
+            self._is_last = True
+        return not self._is_last
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Finish it, and if it was the last, say so by TCP's means, too."""
+        finished = await super().finish_response(request, resp, start_time)
+        if self._is_last:
+            self._half_close()
+        return finished
+
+    def leave_if_idle(self) -> None:
+        """End a connection on which nothing is under way: not one whole request."""
+        if self._waiter is not None and not self._waiter.done() and not self._force_close:
+            self._half_close()
+
+    def _half_close(self) -> None:
+        self._force_close = True  # aiohttp then reads no further request, and drops what still comes
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        transport.resume_reading()  # of a large body that nobody wanted; or the client's end would not be seen
+        self._loop.call_later(LINGER_SECONDS, self._linger_over, transport)
+
+    def _linger_over(self, transport: asyncio.Transport) -> None:
+        if transport.get_write_buffer_size():  # a slow reader: its answer is not whole yet
+            self._loop.call_later(LINGER_SECONDS, self._linger_over, transport)
+        else:
+            transport.abort()
+
+
+class _Request(web.BaseRequest):
+    """A request whose answer says `Connection: close` when the drain has begun."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection stays: asked once, when the answer's head is made."""
+        return super().keep_alive and (not isinstance(self._protocol, LeavingProtocol) or self._protocol.goes_on())
+
+
+class LeavingServer(web.Server):
+    """aiohttp's server, which lets its connections end in good order."""
+
+    is_draining = False
+
+    def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
+
+    async def drain(self, *, idle_grace: float) -> None:
+        """Let each connection end: once its requests are answered, or when it brought none within the grace (seconds).
+
+        New ones must not be accepted any more. What a handler takes is not bounded here.
+        """
+        loop = asyncio.get_running_loop()
+        self.is_draining = True
+        grace_ends_at = loop.time() + idle_grace
+        while True:
+            await asyncio.sleep(TICK_SECONDS)  # first of all: what has been accepted may not be among them yet
+            if not self._connections:
+                return
+            if loop.time() >= grace_ends_at:
+                for connection in self.connections:
+                    if isinstance(connection, LeavingProtocol):
+                        connection.leave_if_idle()
+
+
+async def accept_rest(listening: Iterable[socket.socket], server: web.Server, *, most: int) -> None:
+    """Take what the kernel has accepted for us already, and close: closing alone would reset it."""
+    loop = asyncio.get_running_loop()
+    for each in listening:
+        with each:
+            each.settimeout(0)
+            for _ in range(most):
+                try:
+                    connection, _ = each.accept()
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # one that has gone meanwhile
+                connection.settimeout(0)
+                await loop.connect_accepted_socket(server, connection)
