@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from sidecar.core.retry import Rng
-from sidecar.drain import BACKGROUND, REQUESTS, Drain
+from sidecar.drain import BACKGROUND, OPS, REQUESTS, Drain
 from sidecar.reload import Origin, Reloader
 from sidecar.server import generate_prompt, prompt_data
 from sidecar.server.admin import admin_routes
@@ -126,7 +126,7 @@ async def running(
             await runner.cleanup()
             await drain.step("background", core.background.drain(), until=BACKGROUND)
             await _stop_accepting(ops_runner, ops_server, inherited.get("ops"))
-            await drain.step("ops", ops_server.drain(idle_grace=0.0), until=BACKGROUND)
+            await drain.step("ops", ops_server.drain(idle_grace=0.0), until=OPS)
             await ops_runner.cleanup()
     log.info("stopped")
 

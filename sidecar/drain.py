@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from sidecar.settings import DrainSettings
+from sidecar.settings import DRAIN_FOR_REQUESTS, DrainSettings
 
-REQUESTS, BACKGROUND, STORE = 0.75, 0.85, 0.95
+REQUESTS, BACKGROUND, OPS, STORE = DRAIN_FOR_REQUESTS, 0.85, 0.9, 0.95
 """The share of `drain.timeout` that is over when such a step is cut."""
 CANCEL_SECONDS = 0.1
 """How long what is cut may take to tidy up."""

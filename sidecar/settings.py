@@ -73,6 +73,10 @@ KIB = 1024
 MIB = 1024 * KIB
 
 
+DRAIN_FOR_REQUESTS = 0.75
+"""The share of `drain.timeout` that requests in flight may take."""
+
+
 class UpstreamApi(StrEnum):
     """Which generation of the config service is behind us (contract §2)."""
 
@@ -499,8 +503,8 @@ class DrainSettings:
     idle_grace: float = setting(
         1.0,
         duration("0s", "1m"),
-        "how long a connection without a request may still bring one, which is then answered: its client may have "
-        "sent it already",
+        "a connection that was quiet for so long is ended; until then a request on it is still answered, as its client "
+        "may have sent it already",
     )
     timeout: float = setting(
         8.0,
@@ -632,7 +636,6 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         (("retry", "per_try_timeout"), retry.per_try_timeout, ("deadline",), deadline),
         (("retry", "min_attempt"), retry.min_attempt, ("deadline",), deadline),
         (("retry", "backoff"), retry.backoff, ("retry", "max_backoff"), retry.max_backoff),
-        (("deadline",), deadline, ("drain", "timeout"), settings.drain.timeout),
     ]
     for at, policy in policies.items():
         ordered.append(((*at, "network_timeout"), policy.network_timeout, ("deadline",), deadline))
@@ -646,6 +649,8 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
     if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
         yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
     yield from _of_the_store(settings.store)
+    if deadline > settings.drain.timeout * DRAIN_FOR_REQUESTS:
+        yield Contradiction(("deadline",), ("drain", "timeout"), "at most three quarters of")
     if settings.ops.listen.overlaps(settings.listen):
         yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")
 

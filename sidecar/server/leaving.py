@@ -18,11 +18,17 @@ TICK_SECONDS = 0.005
 class LeavingProtocol(RequestHandler):
     """aiohttp's protocol, which can end its connection after the answer that is under way."""
 
-    __slots__ = ("_is_last",)
+    __slots__ = ("_heard_at", "_is_last")
 
     def __init__(self, server: "LeavingServer", **options: Any) -> None:
         super().__init__(server, **options)
+        self._heard_at = self._loop.time()
         self._is_last = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client says, and note when it did."""
+        self._heard_at = self._loop.time()
+        super().data_received(data)
 
     def goes_on(self) -> bool:
         """Return whether the connection takes requests after the answer that begins; if not, the answer says so."""
@@ -40,9 +46,11 @@ class LeavingProtocol(RequestHandler):
             self._half_close()
         return finished
 
-    def leave_if_idle(self) -> None:
-        """End a connection on which nothing is under way: not one whole request."""
-        if self._waiter is not None and not self._waiter.done() and not self._force_close:
+    def leave_if_quiet(self, since: float) -> None:
+        """End a connection without a request under way, if nothing was heard, or answered, since an instant."""
+        is_idle = self._waiter is not None and not self._waiter.done() and not self._force_close
+        answered_at = self._next_keepalive_close_time - self._keepalive_timeout
+        if is_idle and max(self._heard_at, answered_at) <= since:
             self._half_close()
 
     def _half_close(self) -> None:
@@ -80,21 +88,19 @@ class LeavingServer(web.Server):
         return _Request(message, payload, protocol, writer, task, self._loop)
 
     async def drain(self, *, idle_grace: float) -> None:
-        """Let each connection end: once its requests are answered, or when it brought none within the grace (seconds).
+        """Let each connection end: once its requests are answered, or when it is quiet for so long (seconds).
 
-        New ones must not be accepted any more. What a handler takes is not bounded here.
+        New ones must not be accepted any more. How long a handler takes is not bounded here.
         """
         loop = asyncio.get_running_loop()
         self.is_draining = True
-        grace_ends_at = loop.time() + idle_grace
         while True:
             await asyncio.sleep(TICK_SECONDS)  # first of all: what has been accepted may not be among them yet
             if not self._connections:
                 return
-            if loop.time() >= grace_ends_at:
-                for connection in self.connections:
-                    if isinstance(connection, LeavingProtocol):
-                        connection.leave_if_idle()
+            for connection in self.connections:
+                if isinstance(connection, LeavingProtocol):
+                    connection.leave_if_quiet(loop.time() - idle_grace)
 
 
 async def accept_rest(listening: Iterable[socket.socket], server: web.Server, *, most: int) -> None:
