@@ -15,8 +15,8 @@ from sidecar.settings import DRAIN_FOR_REQUESTS, DrainSettings
 
 REQUESTS, BACKGROUND, OPS, STORE = DRAIN_FOR_REQUESTS, 0.85, 0.9, 0.95
 """The share of `drain.timeout` that is over when such a step is cut."""
-CANCEL_SECONDS = 0.1
-"""How long what is cut may take to tidy up."""
+LEAST_SECONDS = 0.1
+"""How long a step has, however late it begins; and what is cut, to tidy up."""
 HASTY_SECONDS = 2.0
 """How long the end takes at most after a second signal."""
 
@@ -49,11 +49,11 @@ class Drain:
         haste = asyncio.ensure_future(self._haste.wait() if until < STORE else asyncio.Event().wait())
         try:
             left = self._began_at + until * self._settings.timeout - now
-            await asyncio.wait({task, haste}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, haste}, timeout=max(LEAST_SECONDS, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
             haste.cancel()
             if task.cancel():
-                await asyncio.wait({task}, timeout=CANCEL_SECONDS)
+                await asyncio.wait({task}, timeout=LEAST_SECONDS)
                 log: structlog.stdlib.BoundLogger = structlog.get_logger()
                 log.warning("drain_cut", step=what)
         if not task.cancelled() and task.done():

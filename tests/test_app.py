@@ -234,7 +234,7 @@ async def test_what_takes_longer_than_the_drain_is_cut_and_told_of(logged: list[
         await stack.aclose()
         assert asyncio.get_running_loop().time() - began < 2
         assert await client.ended()
-    assert [each["step"] for each in logged if each["event"] == "drain_cut"][0] == "requests"
+    assert next(each["step"] for each in logged if each["event"] == "drain_cut") == "requests"
 
 
 async def test_a_drain_that_is_hastened_cuts_what_is_in_flight() -> None:

@@ -1,4 +1,4 @@
-"""Restarts behind a listening socket that outlives the process, as systemd's socket activation has it: nothing is lost."""
+"""Restarts behind a socket that outlives the process, as systemd's socket activation has it: nothing is lost."""
 
 import asyncio
 import json
@@ -62,7 +62,8 @@ class ServiceManager:
             os.kill(pid, signal.SIGTERM)
             said = b""
             while b'"stopped"' not in said:
-                assert (line := await self._stderr.readline()), said.decode()
+                line = await self._stderr.readline()
+                assert line, said.decode()
                 said += line
             assert int(await self._stdout.readline()) == 0
         assert b"drain_cut" not in said, said.decode()
@@ -167,11 +168,14 @@ async def steady_load(client: Client, port: int) -> AsyncIterator[Load]:
 async def test_no_request_is_lost_in_twenty_restarts_behind_an_inherited_socket(client: Client, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         port = listening.getsockname()[1]
-        async with asyncio.timeout(SECONDS), manager_of(listening, tmp_path) as manager:
-            async with steady_load(client, port) as load:
-                for _ in range(RESTARTS):
-                    async with manager.sidecar():
-                        await load.more(50)
+        async with (
+            asyncio.timeout(SECONDS),
+            manager_of(listening, tmp_path) as manager,
+            steady_load(client, port) as load,
+        ):
+            for _ in range(RESTARTS):
                 async with manager.sidecar():
                     await load.more(50)
-                    assert load.failed == []
+            async with manager.sidecar():
+                await load.more(50)
+                assert load.failed == []
