@@ -29,6 +29,21 @@ class Drain:
         self._haste = asyncio.Event()
         self._began_at: float | None = None
 
+    def adopt(self, settings: DrainSettings) -> None:
+        """Go by other settings, if it has not begun."""
+        if self._began_at is None:
+            self._settings = settings
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it may take."""
+        return self._settings.delay + self._settings.timeout
+
+    @property
+    def idle_grace(self) -> float:
+        """How long a connection may be quiet until it is ended; seconds."""
+        return self._settings.idle_grace
+
     def hasten(self) -> None:
         """Cut what others are waited for; what is kept is still flushed."""
         self._haste.set()

@@ -1,14 +1,18 @@
 """What the sidecar says of itself at `/status` (contract §5)."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+from sidecar.core.events import Reloaded
 from sidecar.service.ports import Clock
 from sidecar.settings import effective
 from sidecar.wiring import Core, installed_version
 
 
-def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[str, Any]:
+def status_of(
+    core: Core, *, ready: Callable[[], bool], clock: Clock, reloaded: Reloaded | None = None
+) -> dict[str, Any]:
     """Return the state of the sidecar; nothing in it is content, a user or a secret."""
     selection, templates, now = core.selection, core.templates, clock()
     answer: dict[str, Any] = {
@@ -26,6 +30,12 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
         "parity": {"set_aside": {node: digest[:12] for node, digest in core.shadow.set_aside.items()}},
         "cache": {"entries": len(core.cache), "bytes": core.cache.bytes},
     }
+    if reloaded is not None:
+        answer["reload"] = {
+            "at": datetime.fromtimestamp(reloaded.at, UTC).isoformat(timespec="seconds"),
+            "problems": reloaded.problems,
+            "waiting_for_restart": reloaded.restart,
+        }
     if core.warm_jobs.latest is not None:
         answer["warmup"] = core.warm_jobs.status(core.warm_jobs.latest)
         del answer["warmup"]["failures"]  # users are named there

@@ -13,6 +13,7 @@ from sidecar.cache.memory import MemoryCache
 from sidecar.cache.records import Records
 from sidecar.cache.redis_group import RedisGroup
 from sidecar.cache.tiered import Store, TieredCache
+from sidecar.core.events import Crashed
 from sidecar.core.model import Document, PromptKey, RouteKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import RenderLimits
@@ -33,14 +34,14 @@ from sidecar.service.warmup import WarmUp
 from sidecar.service.writes import Writes
 from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
 from sidecar.stores import StartError, open_seal, open_store
-from sidecar.telemetry.dispatch import dispatcher
-from sidecar.telemetry.logs import LogListener
+from sidecar.telemetry.dispatch import Dispatcher
+from sidecar.telemetry.logs import LogListener, change_level
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
 from sidecar.upstream.detect import EndpointProbe
-from sidecar.upstream.guarded import Bulkhead, Guard, GuardedSource
+from sidecar.upstream.guarded import Bulkhead, Guard, GuardedSource, GuardRules
 from sidecar.upstream.passthrough import GeneratePromptService
 from sidecar.upstream.placeholders import PlaceholdersSource
 from sidecar.upstream.prompt_data import PromptDataSource
@@ -64,6 +65,9 @@ def installed_version() -> str:
 class Core:
     """What answers prompts, without the listeners."""
 
+    guard: Guard
+    client: UpstreamClient
+
     manager: PromptManager
     warm_jobs: WarmJobs
     reads: Resources[RouteKey, StaticAnswer]
@@ -79,16 +83,25 @@ class Core:
     metrics: Metrics
     background: Background
     breaker: Breaker
-    observer: Observer
+    observer: Dispatcher
     settings: Settings
     """What is in force."""
     routes: RouteTable[Policy]
 
     def adopt(self, settings: Settings) -> None:
         """Put other settings in force, as far as they need no restart, for the requests that begin from now on."""
-        self.settings = settings
+        before, self.settings = self.settings, settings
         self.routes = _routes(settings)
         self.manager.adopt(rules_of(settings))
+        if (settings.retry, settings.breaker, settings.upstream) != (before.retry, before.breaker, before.upstream):
+            self.guard.adopt(_guard_rules(settings))
+            self.breaker.adopt(**_breaker_numbers(settings))
+            self.client.adopt(max_response=settings.upstream.max_response)
+        if settings.cache != before.cache:
+            self.cache.resize(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes)
+        if settings.log.level != before.log.level:
+            change_level(settings.log.level.value)
+            self.observer.listen(self.metrics.handlers(), LogListener().handlers())
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -123,11 +136,11 @@ async def open_core(
     """
     drain = Drain(settings.drain) if drain is None else drain
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
-    render, upstream, retry = settings.render, settings.upstream, settings.retry
+    render, upstream = settings.render, settings.upstream
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
     metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
     metrics.settings_loaded(time.time())
-    observer = dispatcher(metrics.handlers(), LogListener().handlers())
+    observer = Dispatcher(metrics.handlers(), LogListener().handlers())
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -154,19 +167,23 @@ async def open_core(
         observer=observer,
     )
     client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
-    breaker = _breaker(settings, clock, observer)
-    guard = _guard(settings, breaker, clock, rng, observer)
+    breaker = Breaker("upstream", **_breaker_numbers(settings), clock=clock, observer=observer)
+    guard = Guard(_guard_rules(settings), breaker=breaker, clock=clock, rng=rng, observer=observer)
+
+    async def probe() -> bool | None:
+        return await EndpointProbe(client, timeout_seconds=core.settings.retry.per_try_timeout)()
+
     selection = Selection(
         None if upstream.api is UpstreamApi.AUTO else Generation(upstream.api.value),
         otherwise=Generation.PLACEHOLDERS if template_file else Generation.PASSTHROUGH,
-        probe=EndpointProbe(client, timeout_seconds=retry.per_try_timeout),
+        probe=probe,
         background=background,
         clock=clock,
         observer=observer,
     )
 
     async def endpoint_exists() -> bool | None:
-        return await selection.endpoint_exists(retry.per_try_timeout)
+        return await selection.endpoint_exists(core.settings.retry.per_try_timeout)
 
     exists = endpoint_exists if upstream.api is UpstreamApi.AUTO else None
     writes = Writes(clock)
@@ -229,6 +246,8 @@ async def open_core(
         max_nodes=settings.metrics.max_nodes,
     )
     core = Core(
+        guard=guard,
+        client=client,
         manager=manager,
         warm_jobs=_warm_jobs(
             settings,
@@ -300,11 +319,22 @@ async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng
     selection, templates = core.selection, core.templates
     selection.begin()
     await _remember_generation(selection, core.tiers, documents)
-    interval = core.settings.upstream.detect_interval
-    core.background.keep(selection.watch(lambda: interval * rng.uniform(0.9, 1.1)), name="detect-generation")
+
+    def interval() -> float:
+        return core.settings.upstream.detect_interval * rng.uniform(0.9, 1.1)
+
+    core.background.keep(selection.watch(interval), name="detect-generation")
     core.background.keep(core.warm_jobs.work(), name="warm-up")
     if templates is not None:
-        core.background.keep(watch(templates.path, templates.reload, since=templates.read_as), name="watch-templates")
+        core.background.keep(
+            watch(
+                templates.path,
+                templates.reload,
+                since=templates.read_as,
+                failed=lambda error: core.observer(Crashed("templates-reload", error)),
+            ),
+            name="watch-templates",
+        )
 
 
 async def _remember_generation(
@@ -323,28 +353,22 @@ async def _remember_generation(
     note()
 
 
-def _breaker(settings: Settings, clock: Clock, observer: Observer) -> Breaker:
-    return Breaker(
-        "upstream",
-        fail_max=settings.breaker.fail_max,
-        reset_timeout=settings.breaker.reset_timeout,
-        success_threshold=settings.breaker.success_threshold,
-        clock=clock,
-        observer=observer,
-    )
+def _breaker_numbers(settings: Settings) -> dict[str, Any]:
+    breaker = settings.breaker
+    return {
+        "fail_max": breaker.fail_max,
+        "reset_timeout": breaker.reset_timeout,
+        "success_threshold": breaker.success_threshold,
+    }
 
 
-def _guard(settings: Settings, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer) -> Guard:
-    upstream, retry = settings.upstream, settings.retry
-    return Guard(
-        breaker=breaker,
-        bulkhead=Bulkhead(upstream.max_in_flight),
-        rule=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
+def _guard_rules(settings: Settings) -> GuardRules:
+    retry = settings.retry
+    return GuardRules(
+        bulkhead=Bulkhead(settings.upstream.max_in_flight),
+        retry=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
         budget=RetryBudget(retry.budget, retry.budget_reserve),
         per_try_timeout=retry.per_try_timeout,
-        clock=clock,
-        rng=rng,
-        observer=observer,
         max_quiet=settings.breaker.reset_timeout,
     )
 

@@ -80,6 +80,10 @@ class Routes:
         for method, path in self._table:
             self._methods.setdefault(path, []).append(method)
 
+    def become(self, other: "Routes") -> None:
+        """Answer as another does the requests that begin from now on."""
+        self.__dict__ |= other.__dict__
+
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer by the table."""
         method, target = request.method, request.raw_path

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-
 from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.demo.reference.faults import Mode
 from tests.harness import Client, address_in, client_of, reference, sidecar_process
