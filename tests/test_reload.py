@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from structlog.testing import capture_logs
 
 import sidecar.app
@@ -29,6 +31,7 @@ from sidecar.demo.processes import child
 from sidecar.demo.reference.faults import Mode
 from sidecar.demo.reference.state import TODAY
 from sidecar.reload import LIVE, Origin, Reloader, is_live, merged
+from sidecar.sd_notify import Notifier
 from sidecar.server.body import read_body
 from sidecar.settings import (
     ANY,
@@ -121,6 +124,7 @@ async def test_settings_that_did_not_change_are_told_of_and_nothing_is_other_tha
     assert world.adopted == []
 
 
+@hypothesis.settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(now=any_of(Settings()), read=any_of(Settings()))
 def test_each_key_is_in_force_at_once_or_named_and_as_it_was(now: Settings, read: Settings) -> None:
     settings, waiting = merged(now, read)
@@ -556,6 +560,26 @@ async def test_a_change_of_the_file_is_noticed_without_a_signal(
         await eventually(lambda: rollout_is("25%", "0.0"))
         path.write_text("rollout: {percent: 50}")
         await eventually(lambda: rollout_is("50%", "1.0"))
+
+
+async def test_systemd_hears_of_a_reload_that_a_change_of_the_file_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar.app, "watch", partial(watch, poll_seconds=POLL))
+    path, at = tmp_path / "sidecar.yaml", str(tmp_path / "notify")
+    path.write_text("rollout: {percent: 100}")
+    flags = {"listen": "127.0.0.1:0", "ops.listen": "127.0.0.1:0", "store.kind": "none"}
+    origin = Origin(lambda: load(path, environ={}, flags=flags), path, identity(path))
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(at)
+        manager.setblocking(False)
+        notifier = Notifier.of({"NOTIFY_SOCKET": at})
+        async with asyncio.timeout(10), running(origin.load(), origin=origin, around_reload=notifier.reloading) as of:
+            replace_it(path, "rollout: {percent: 0}")
+            assert (await loop.sock_recv(manager, 4096)).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert await loop.sock_recv(manager, 4096) == b"READY=1"
+            assert of.core.settings.rollout.percent == 0.0
 
 
 async def test_reloads_that_find_nothing_new_change_nothing(service: Reference) -> None:
