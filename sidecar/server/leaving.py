@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -15,13 +15,18 @@ TICK_SECONDS = 0.005
 """Between two looks at the connections that are left; aiohttp says nowhere when one has become idle."""
 
 
+Finished = tuple[web.StreamResponse, bool]
+"""The answer, and whether its client has gone."""
+
+
 class LeavingProtocol(RequestHandler):
     """aiohttp's protocol, which can end its connection after the answer that is under way."""
 
-    __slots__ = ("_heard_at", "_is_last")
+    __slots__ = ("_heard_at", "_is_last", "_server")
 
     def __init__(self, server: "LeavingServer", **options: Any) -> None:
         super().__init__(server, **options)
+        self._server = server
         self._heard_at = self._loop.time()
         self._is_last = False
 
@@ -32,16 +37,19 @@ class LeavingProtocol(RequestHandler):
 
     def goes_on(self) -> bool:
         """Return whether the connection takes requests after the answer that begins; if not, the answer says so."""
-        manager = self._manager
-        if isinstance(manager, LeavingServer) and manager.is_draining and not self._messages:
+        if self._server.is_draining and not self._messages:
             self._is_last = True
         return not self._is_last
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
+    ) -> Coroutine[Any, Any, Finished]:
         """Finish it, and if it was the last, say so by TCP's means, too."""
-        finished = await super().finish_response(request, resp, start_time)
+        finishing = super().finish_response(request, resp, start_time)
+        return self._and_half_close(finishing) if self._server.is_draining else finishing
+
+    async def _and_half_close(self, finishing: Coroutine[Any, Any, Finished]) -> Finished:
+        finished = await finishing
         if self._is_last:
             self._half_close()
         return finished
@@ -76,7 +84,8 @@ class _Request(web.BaseRequest):
     @property
     def keep_alive(self) -> bool:
         """Whether the connection stays: asked once, when the answer's head is made."""
-        return super().keep_alive and (not isinstance(self._protocol, LeavingProtocol) or self._protocol.goes_on())
+        protocol = self._protocol
+        return super().keep_alive and isinstance(protocol, LeavingProtocol) and protocol.goes_on()
 
 
 class LeavingServer(web.Server):
