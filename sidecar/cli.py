@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -406,7 +407,8 @@ def _on_stop_signals(stop: Callable[[], None], drain: "Drain") -> None:
     def caught(_number: int, _frame: object) -> None:
         is_first = next(signals) == 0
         end_at_the_latest(drain.seconds if is_first else HASTY_SECONDS)
-        loop.call_soon_threadsafe(stop if is_first else drain.hasten)
+        with suppress(RuntimeError):  # the loop may have ended already
+            loop.call_soon_threadsafe(stop if is_first else drain.hasten)
 
     for number in STOP_SIGNALS:
         signal.signal(number, caught)
