@@ -5,7 +5,7 @@ from timeit import repeat
 
 from sidecar.cache.memory import MemoryCache
 from sidecar.core.events import FreshHit, Outcome
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.history import RequestHistory
 from sidecar.telemetry.metrics import Metrics
 
@@ -25,7 +25,7 @@ def main() -> None:
         ("history", (history.handlers(),)),
         ("both", (metrics.handlers(), history.handlers())),
     ):
-        observe = dispatcher(*listeners)
+        observe = Dispatcher(*listeners)
         best = min(repeat(lambda: observe(EVENT), timer=time.process_time, number=TIMES, repeat=7))  # noqa: B023 — called at once
         print(f"{name:8} {best / TIMES * 1e9:6.0f} ns")
 

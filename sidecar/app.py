@@ -1,9 +1,10 @@
 """The composition root: a wired core and its listeners; start, reload and drain."""
 
+import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from typing import NamedTuple
@@ -11,12 +12,15 @@ from typing import NamedTuple
 import structlog
 from aiohttp import web
 
+from sidecar.core.events import Crashed
 from sidecar.core.retry import Rng
-from sidecar.reload import Origin, Reloader
+from sidecar.drain import BACKGROUND, OPS, REQUESTS, Drain
+from sidecar.reload import Origin, Reload, Reloader
 from sidecar.server import generate_prompt, prompt_data
 from sidecar.server.admin import admin_routes
 from sidecar.server.elsewhere import Elsewhere
 from sidecar.server.generate_prompt import GeneratePrompt, Reader
+from sidecar.server.leaving import LeavingServer, accept_rest
 from sidecar.server.listener import Handler, Routes, make_server
 from sidecar.server.ops import ops_routes
 from sidecar.server.prompt_data import PromptData
@@ -37,6 +41,8 @@ __all__ = ["Core", "Sidecar", "StartError", "installed_version", "open_core", "r
 
 BACKLOG = 1024
 """Connections that may wait to be accepted: LearnFlow opens one for each attempt."""
+CUT_SECONDS = 0.1
+"""How long a handler may take to end after its request was cut; aiohttp waits so long twice."""
 
 
 class Sidecar(NamedTuple):
@@ -45,7 +51,7 @@ class Sidecar(NamedTuple):
     core: Core
     listen: Address
     ops: Address
-    reload: Reloader
+    reload: Reload
 
 
 @asynccontextmanager
@@ -57,42 +63,59 @@ async def running(
     wall: Clock = time.time,
     rng: Rng | None = None,
     sockets: Mapping[str, socket.socket] | None = None,
+    drain: Drain | None = None,
+    around_reload: Callable[[Reload], Reload] = lambda reload: reload,
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
+    The ops listener, where readiness is seen to be gone, closes last before the core.
+
     `origin`: where the settings come from; without one a reload finds them unchanged. `sockets`: listening already, by
-    the names of `sidecar.activation`; each is used in place of the address in the settings.
+    the names of `sidecar.activation`; each is used in place of the address in the settings. `drain`: to hasten it;
+    `around_reload`: what is to be done around each reload.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
     ready, inherited = False, sockets or {}
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
-        reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
-        ops = ops_routes(
-            ready=lambda: ready,
-            metrics=core.metrics.scrape,
-            status=StatusReport(core, ready=lambda: ready, clock=clock, wall=wall),
-            admin=admin_routes(
-                core.shadow.reset,
-                core.invalidations,
-                is_loopback=settings.ops.listen.is_loopback,
-                token_file=settings.ops.admin_token_file,
-                others=warm_routes(
-                    core.warm_jobs,
-                    warm_up_rule(settings.warmup),
-                    core.tiers.working_set if core.store is not None else None,
-                    max_pairs=settings.warmup.max_pairs,
-                ),
-            ),
-            gate=await begin_warm_up(core, settings, clock),
-        )
-        ops_runner = _runner(ops, settings, core.observer)
-        runner = _runner(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)
+    drain = Drain(settings.drain) if drain is None else drain
+    async with (
+        open_core(settings, clock=clock, wall=wall, rng=rng, drain=drain) as core,
+        _forwarder(settings) as forwarder,
+    ):
+        gate = await begin_warm_up(core, settings, clock)
+        status = StatusReport(core, ready=lambda: ready, clock=clock, wall=wall)
+
+        def ops_calls(of: Settings) -> Routes:
+            return ops_routes(
+                ready=lambda: ready,
+                gate=gate,
+                metrics=core.metrics.scrape,
+                status=status,
+                admin=_admin_calls(core, of),
+            )
+
+        def adopt(changed: Settings) -> None:
+            new_calls, new_ops = _learnflow_routes(core, forwarder, changed, clock), ops_calls(changed)
+            core.adopt(changed)
+            drain.adopt(changed.drain)
+            calls.become(new_calls)
+            ops.become(new_ops)
+
+        def failed(error: Exception) -> None:
+            core.observer(Crashed("reload", error))
+
+        reloader = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, adopt, core.observer)
+        reload = around_reload(reloader)
+        calls, ops = _learnflow_routes(core, forwarder, settings, clock), ops_calls(settings)
+        ops_server = _server(ops, settings, core.observer)
+        server = _server(calls, settings, core.observer)
+        ops_runner, runner = (web.ServerRunner(each, shutdown_timeout=CUT_SECONDS) for each in (ops_server, server))
         try:
             ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen", inherited.get("ops"))
             listen = await _listen(runner, settings.listen, "listen", inherited.get("learnflow"))
             if origin is not None and origin.path is not None:
-                core.background.keep(watch(origin.path, reload, since=origin.read_as), name="watch-settings")
+                watching = watch(origin.path, reload, since=origin.read_as, failed=failed)
+                core.background.keep(watching, name="watch-settings")
             ready = True
             log.info(
                 "started",
@@ -107,10 +130,30 @@ async def running(
             was_ready, ready = ready, False
             if was_ready:
                 log.info("draining", background=len(core.background))
+                await drain.delay()
+            await _stop_accepting(runner, server, inherited.get("learnflow"))
+            await drain.step("requests", server.drain(idle_grace=drain.idle_grace), until=REQUESTS)
             await runner.cleanup()
-            await core.background.drain(settings.deadline)
+            await drain.step("background", core.background.drain(), until=BACKGROUND)
+            await _stop_accepting(ops_runner, ops_server, inherited.get("ops"))
+            await drain.step("ops", ops_server.drain(idle_grace=0.0), until=OPS)
             await ops_runner.cleanup()
     log.info("stopped")
+
+
+def _admin_calls(core: Core, settings: Settings) -> dict[tuple[str, str], Handler]:
+    return admin_routes(
+        core.shadow.reset,
+        core.invalidations,
+        is_loopback=settings.ops.listen.is_loopback,
+        token_file=settings.ops.admin_token_file,
+        others=warm_routes(
+            core.warm_jobs,
+            warm_up_rule(settings.warmup),
+            core.tiers.working_set if core.store is not None else None,
+            max_pairs=settings.warmup.max_pairs,
+        ),
+    )
 
 
 def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Routes:
@@ -155,11 +198,21 @@ async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
         await forwarder.close()
 
 
-def _runner(handler: Handler, settings: Settings, observer: Observer) -> web.ServerRunner:
-    server = make_server(
+def _server(handler: Handler, settings: Settings, observer: Observer) -> LeavingServer:
+    return make_server(
         handler, observer, max_header=settings.limits.max_header, max_headers=settings.limits.max_headers
     )
-    return web.ServerRunner(server, shutdown_timeout=settings.deadline)
+
+
+async def _stop_accepting(runner: web.ServerRunner, server: LeavingServer, inherited: socket.socket | None) -> None:
+    """Close the listener; what waits at an inherited socket waits for the next process, all else is taken yet."""
+    listening: list[socket.socket] = []
+    for site in runner.sites:
+        opened = site._server  # noqa: SLF001 — aiohttp tells the addresses of its sockets, not the sockets
+        if inherited is None and isinstance(opened, asyncio.AbstractServer):
+            listening += [socket.socket(fileno=os.dup(each.fileno())) for each in getattr(opened, "sockets", ())]
+        await site.stop()
+    await accept_rest(listening, server, most=BACKLOG)
 
 
 async def _listen(

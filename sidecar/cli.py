@@ -2,15 +2,20 @@
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from sidecar.drain import Drain
 
 from sidecar.probe import TIMEOUT as PROBE_TIMEOUT
 from sidecar.probe import URL as PROBE_URL
@@ -115,9 +120,20 @@ def _load(config: Path | None, flags: dict[str, str | None]) -> tuple[Any, Any]:
 @_settings_options
 @click.option("--show", is_flag=True, help="Print the settings in force, as YAML.")
 @click.option("--json", "as_json", is_flag=True, help="Print the settings in force, as JSON.")
-def check_config(config: Path | None, *, show: bool, as_json: bool, **flags: str | None) -> None:
+@click.option(
+    "--running",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The settings that a sidecar runs with: say which changes wait for a restart.",
+)
+def check_config(config: Path | None, *, show: bool, as_json: bool, running: Path | None, **flags: str | None) -> None:
     """Say whether the settings can be used, and start nothing."""
     settings, _ = _load(config, flags)
+    if running is not None:
+        from sidecar.reload import merged
+
+        if waiting := merged(_load(running, flags)[0], settings).waiting:
+            click.echo(f"These changes wait for a restart: {', '.join(waiting)}.", err=True)
     if as_json or show:
         import yaml
 
@@ -136,18 +152,22 @@ def run(config: Path | None, **flags: str | None) -> None:
     settings, origin = _load(config, flags)
     from sidecar.activation import inherited
     from sidecar.app import running
+    from sidecar.drain import Drain
     from sidecar.sd_notify import Notifier
     from sidecar.telemetry.logs import configure_logs
 
     configure_logs(level=settings.log.level.value, style=settings.log.format.value)
 
     async def serve() -> None:
-        stop, hung_up = _stop_signal(), asyncio.Event()
+        stop, hung_up, drain = asyncio.Event(), asyncio.Event(), Drain(settings.drain)
+        _on_stop_signals(stop.set, drain)
         # Before anything is said: a SIGHUP without a handler ends the process.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
         manager = Notifier.of(os.environ)
-        async with running(settings, origin=origin, sockets=inherited(os.environ)) as sidecar:
-            sidecar.core.background.keep(_on_each(hung_up, manager.reloading(sidecar.reload)), name="reload")
+        async with running(
+            settings, origin=origin, sockets=inherited(os.environ), drain=drain, around_reload=manager.reloading
+        ) as sidecar:
+            sidecar.core.background.keep(_on_each(hung_up, sidecar.reload), name="reload")
             sidecar.core.background.keep(manager.feed(), name="watchdog")
             gc.collect()
             gc.freeze()  # what start-up made stays, and need not be looked at again
@@ -433,13 +453,24 @@ async def _on_each(event: asyncio.Event, act: Callable[[], Awaitable[None]]) -> 
         await act()
 
 
-def _stop_signal() -> asyncio.Event:
-    """Return the event that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
+def _on_stop_signals(stop: Callable[[], None], drain: "Drain") -> None:
+    """Have the first SIGTERM or SIGINT stop, and any further one hasten the drain; the process ends within its time.
+
+    Python's own handlers: unlike the loop's they are run even while the loop hangs in a call, such as to a full log.
+    """
+    from sidecar.drain import HASTY_SECONDS, end_at_the_latest
+
     loop = asyncio.get_running_loop()
+    signals = itertools.count()
+
+    def caught(_number: int, _frame: object) -> None:
+        is_first = next(signals) == 0
+        end_at_the_latest(drain.seconds if is_first else HASTY_SECONDS)
+        with suppress(RuntimeError):  # the loop may have ended already
+            loop.call_soon_threadsafe(stop if is_first else drain.hasten)
+
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
-    return stop
+        signal.signal(number, caught)
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, int]) -> int:

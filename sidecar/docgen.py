@@ -13,6 +13,7 @@ import click
 
 from sidecar.config_file import variable
 from sidecar.doctables import filled
+from sidecar.reload import is_live
 from sidecar.settings import KeyPath, Settings
 from sidecar.statusdoc import status_reference, status_schema
 
@@ -47,6 +48,10 @@ def settings_reference() -> str:
           `KB`, `MB` or `GB` (powers of ten). A bare number means nothing, except 0 and where it is said to be allowed.
         - All mistakes, of every source, are reported at once, one line each; the command then ends with exit code 2.
           `prompt-sidecar check-config` does only that, and `--show` prints the settings in force.
+        - A change of the file is read within two seconds, or at once on SIGHUP: all of it, or nothing where there is a
+          mistake. A key marked `reload` is then in force for the requests that begin after it; one marked `restart`
+          waits for a restart, and the log and `/status` name it. `prompt-sidecar check-config --running OLD --config
+          NEW` names such changes beforehand. What `policy.nodes` and `routes` hold needs no restart.
     """
     foot = f"---\n\nWritten by `{COMMAND}` from `sidecar/settings.py`."
     return "\n\n".join([textwrap.dedent(head).strip(), *_markdown(Settings(), ()), foot]) + "\n"
@@ -156,12 +161,13 @@ def _markdown(of: Any, at: KeyPath) -> Iterator[str]:
 
 
 def _table(of: Any, at: KeyPath, leaves: Sequence[Field[Any]]) -> str:
-    rows = [("key", "allowed", "default", "environment", "why"), ("---",) * 5]
+    rows = [("key", "allowed", "default", "environment", "a change", "why"), ("---",) * 6]
     for each in leaves:
         kind, here = each.metadata["kind"], (*at, each.name)
         default = f"`{kind.format(getattr(of, each.name))}`"
         why = _sentence(each.metadata["reason"])
-        rows.append((f"`{'.'.join(here)}`", kind.allowed, default, f"`{variable(here)}`", why))
+        change = "reload" if is_live(here) else "restart"
+        rows.append((f"`{'.'.join(here)}`", kind.allowed, default, f"`{variable(here)}`", change, why))
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "Address",
     "BreakerSettings",
     "CacheSettings",
+    "DrainSettings",
     "Key",
     "KeyPath",
     "LimitSettings",
@@ -70,6 +71,10 @@ KeyPath = tuple[str, ...]
 S = TypeVar("S")
 KIB = 1024
 MIB = 1024 * KIB
+
+
+DRAIN_FOR_REQUESTS = 0.75
+"""The share of `drain.timeout` that requests in flight may take."""
 
 
 class UpstreamApi(StrEnum):
@@ -486,6 +491,30 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainSettings:
+    """The end, which SIGTERM begins. `delay` and `timeout` must fit into the grace that a pod or a unit has."""
+
+    delay: float = setting(
+        0.0,
+        duration("0s", "10m"),
+        "how long requests are still accepted after readiness went: for whoever routes by it to notice; LearnFlow in "
+        "the same pod does not",
+    )
+    idle_grace: float = setting(
+        1.0,
+        duration("0s", "1m"),
+        "a connection that was quiet for so long is ended; until then a request on it is still answered, as its client "
+        "may have sent it already",
+    )
+    timeout: float = setting(
+        8.0,
+        duration("100ms", "1h"),
+        "the whole drain after the delay: three quarters for the requests in flight, which is more than the deadline, "
+        "the rest for what is behind them and for the store",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """The log, on standard error."""
 
@@ -520,7 +549,7 @@ class Settings:
     deadline: float = setting(
         4.0,
         duration("10ms", "10m"),
-        "every request is answered within it, and the drain waits as long; below the 5 s that LearnFlow waits",
+        "every request is answered within it; below the 5 s that LearnFlow waits",
     )
     retry: RetrySettings = section(RetrySettings)
     breaker: BreakerSettings = section(BreakerSettings)
@@ -545,6 +574,7 @@ class Settings:
     store: StoreSettings = section(StoreSettings)
     warmup: WarmUpSettings = section(WarmUpSettings)
     limits: LimitSettings = section(LimitSettings)
+    drain: DrainSettings = section(DrainSettings)
     log: LogSettings = section(LogSettings)
     metrics: MetricsSettings = section(MetricsSettings)
 
@@ -619,6 +649,8 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
     if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
         yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
     yield from _of_the_store(settings.store)
+    if deadline > settings.drain.timeout * DRAIN_FOR_REQUESTS:
+        yield Contradiction(("deadline",), ("drain", "timeout"), "at most three quarters of")
     if settings.ops.listen.overlaps(settings.listen):
         yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")
 

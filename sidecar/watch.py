@@ -26,8 +26,9 @@ async def watch(
     *,
     since: Identity | None = None,
     poll_seconds: float = POLL_SECONDS,
+    failed: Callable[[Exception], None] | None = None,
 ) -> None:
-    """Call `changed` after each change of the file, for ever.
+    """Call `changed` after each change of the file, for ever; what it raises goes to `failed`, and the watch goes on.
 
     `since`: what the file was when it was read; None: what it is now. A file is left alone until it looked the same
     twice: what is still being written must not be read.
@@ -39,5 +40,10 @@ async def watch(
         now = await asyncio.to_thread(identity, path)
         if now == seen != taken:
             taken = now
-            await changed()
+            try:
+                await changed()
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(error)
         seen = now

@@ -13,11 +13,13 @@ from sidecar.cache.memory import MemoryCache
 from sidecar.cache.records import Records
 from sidecar.cache.redis_group import RedisGroup
 from sidecar.cache.tiered import Store, TieredCache
+from sidecar.core.events import Crashed
 from sidecar.core.model import Document, PromptKey, RouteKey, SettingsKey, StaticAnswer, UserSettings
 from sidecar.core.policy import Policy
 from sidecar.core.prompt import RenderLimits
 from sidecar.core.retry import RetryBudget, RetryRule, Rng
 from sidecar.core.routes import RoutePattern, RouteTable
+from sidecar.drain import BACKGROUND, STORE, Drain
 from sidecar.service.background import Background
 from sidecar.service.detection import Selection
 from sidecar.service.generations import Documents, FromPlaceholders, FromPromptData, Generation
@@ -32,16 +34,16 @@ from sidecar.service.warmup import WarmUp
 from sidecar.service.writes import Writes
 from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
 from sidecar.stores import StartError, open_seal, open_store
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.history import RequestHistory
-from sidecar.telemetry.logs import LogListener
+from sidecar.telemetry.logs import LogListener, change_level
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.troubles import Troubles
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
 from sidecar.upstream.detect import EndpointProbe
-from sidecar.upstream.guarded import Bulkhead, Guard, GuardedSource
+from sidecar.upstream.guarded import Bulkhead, Guard, GuardedSource, GuardRules
 from sidecar.upstream.passthrough import GeneratePromptService
 from sidecar.upstream.placeholders import PlaceholdersSource
 from sidecar.upstream.prompt_data import PromptDataSource
@@ -65,6 +67,9 @@ def installed_version() -> str:
 class Core:
     """What answers prompts, without the listeners."""
 
+    guard: Guard
+    client: UpstreamClient
+
     manager: PromptManager
     warm_jobs: WarmJobs
     reads: Resources[RouteKey, StaticAnswer]
@@ -82,16 +87,25 @@ class Core:
     troubles: Troubles
     background: Background
     breaker: Breaker
-    observer: Observer
+    observer: Dispatcher
     settings: Settings
     """What is in force."""
     routes: RouteTable[Policy]
 
     def adopt(self, settings: Settings) -> None:
         """Put other settings in force, as far as they need no restart, for the requests that begin from now on."""
-        self.settings = settings
+        before, self.settings = self.settings, settings
         self.routes = _routes(settings)
         self.manager.adopt(rules_of(settings))
+        if (settings.retry, settings.breaker, settings.upstream) != (before.retry, before.breaker, before.upstream):
+            self.guard.adopt(_guard_rules(settings))
+            self.breaker.adopt(**_breaker_numbers(settings))
+            self.client.adopt(max_response=settings.upstream.max_response)
+        if settings.cache != before.cache:
+            self.cache.resize(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes)
+        if settings.log.level != before.log.level:
+            change_level(settings.log.level.value)
+            self.observer.listen(self.metrics.handlers(), LogListener().handlers())
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -112,18 +126,25 @@ def _routes(settings: Settings) -> RouteTable[Policy]:
 
 @asynccontextmanager
 async def open_core(
-    settings: Settings, *, clock: Clock = time.monotonic, wall: Clock = time.time, rng: Rng | None = None
+    settings: Settings,
+    *,
+    clock: Clock = time.monotonic,
+    wall: Clock = time.time,
+    rng: Rng | None = None,
+    drain: Drain | None = None,
 ) -> AsyncIterator[Core]:
     """Wire what answers prompts, and take it apart in order; raises `StartError`.
 
-    `clock`: monotonic seconds, for ages within this process; `wall`: Unix seconds, for ages across a restart.
+    `clock`: monotonic seconds, for ages within this process; `wall`: Unix seconds, for ages across a restart; `drain`:
+    what bounds the end, where it has begun before.
     """
+    drain = Drain(settings.drain) if drain is None else drain
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
-    render, upstream, retry = settings.render, settings.upstream, settings.retry
+    render, upstream = settings.render, settings.upstream
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
     metrics = _metrics(memory, clock, wall)
     history, troubles = RequestHistory(clock), Troubles(clock)
-    observer = dispatcher(metrics.handlers(), LogListener().handlers(), history.handlers(), troubles.handlers())
+    observer = Dispatcher(metrics.handlers(), LogListener().handlers(), history.handlers(), troubles.handlers())
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -150,19 +171,23 @@ async def open_core(
         observer=observer,
     )
     client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
-    breaker = _breaker(settings, clock, observer)
-    guard = _guard(settings, breaker, clock, rng, observer)
+    breaker = Breaker("upstream", **_breaker_numbers(settings), clock=clock, observer=observer)
+    guard = Guard(_guard_rules(settings), breaker=breaker, clock=clock, rng=rng, observer=observer)
+
+    async def probe() -> bool | None:
+        return await EndpointProbe(client, timeout_seconds=core.settings.retry.per_try_timeout)()
+
     selection = Selection(
         None if upstream.api is UpstreamApi.AUTO else Generation(upstream.api.value),
         otherwise=Generation.PLACEHOLDERS if template_file else Generation.PASSTHROUGH,
-        probe=EndpointProbe(client, timeout_seconds=retry.per_try_timeout),
+        probe=probe,
         background=background,
         clock=clock,
         observer=observer,
     )
 
     async def endpoint_exists() -> bool | None:
-        return await selection.endpoint_exists(retry.per_try_timeout)
+        return await selection.endpoint_exists(core.settings.retry.per_try_timeout)
 
     exists = endpoint_exists if upstream.api is UpstreamApi.AUTO else None
     writes = Writes(clock)
@@ -225,6 +250,8 @@ async def open_core(
         max_nodes=settings.metrics.max_nodes,
     )
     core = Core(
+        guard=guard,
+        client=client,
         manager=manager,
         warm_jobs=_warm_jobs(
             settings,
@@ -258,11 +285,7 @@ async def open_core(
     try:
         yield core
     finally:
-        await background.drain(settings.deadline)
-        if store is not None:
-            await store.close()
-        if group is not None:
-            await group.close()
+        await _end(drain, background, store, group)
         await client.close()
 
 
@@ -270,6 +293,14 @@ def _metrics(memory: MemoryCache, clock: Clock, wall: Clock) -> Metrics:
     metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
     metrics.settings_loaded(time.time())
     return metrics
+
+
+async def _end(drain: Drain, background: Background, store: Store | None, group: RedisGroup | None) -> None:
+    await drain.step("background", background.drain(), until=BACKGROUND)
+    if store is not None:
+        await drain.step("store", store.close(), until=STORE)
+    if group is not None:
+        await drain.step("group", group.close(), until=STORE)
 
 
 def _warm_jobs(
@@ -300,11 +331,22 @@ async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng
     selection, templates = core.selection, core.templates
     selection.begin()
     await _remember_generation(selection, core.tiers, documents)
-    interval = core.settings.upstream.detect_interval
-    core.background.keep(selection.watch(lambda: interval * rng.uniform(0.9, 1.1)), name="detect-generation")
+
+    def interval() -> float:
+        return core.settings.upstream.detect_interval * rng.uniform(0.9, 1.1)
+
+    core.background.keep(selection.watch(interval), name="detect-generation")
     core.background.keep(core.warm_jobs.work(), name="warm-up")
     if templates is not None:
-        core.background.keep(watch(templates.path, templates.reload, since=templates.read_as), name="watch-templates")
+        core.background.keep(
+            watch(
+                templates.path,
+                templates.reload,
+                since=templates.read_as,
+                failed=lambda error: core.observer(Crashed("templates-reload", error)),
+            ),
+            name="watch-templates",
+        )
 
 
 async def _remember_generation(
@@ -323,28 +365,22 @@ async def _remember_generation(
     note()
 
 
-def _breaker(settings: Settings, clock: Clock, observer: Observer) -> Breaker:
-    return Breaker(
-        "upstream",
-        fail_max=settings.breaker.fail_max,
-        reset_timeout=settings.breaker.reset_timeout,
-        success_threshold=settings.breaker.success_threshold,
-        clock=clock,
-        observer=observer,
-    )
+def _breaker_numbers(settings: Settings) -> dict[str, Any]:
+    breaker = settings.breaker
+    return {
+        "fail_max": breaker.fail_max,
+        "reset_timeout": breaker.reset_timeout,
+        "success_threshold": breaker.success_threshold,
+    }
 
 
-def _guard(settings: Settings, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer) -> Guard:
-    upstream, retry = settings.upstream, settings.retry
-    return Guard(
-        breaker=breaker,
-        bulkhead=Bulkhead(upstream.max_in_flight),
-        rule=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
+def _guard_rules(settings: Settings) -> GuardRules:
+    retry = settings.retry
+    return GuardRules(
+        bulkhead=Bulkhead(settings.upstream.max_in_flight),
+        retry=RetryRule(retry.attempts, retry.backoff, retry.max_backoff, retry.min_attempt),
         budget=RetryBudget(retry.budget, retry.budget_reserve),
         per_try_timeout=retry.per_try_timeout,
-        clock=clock,
-        rng=rng,
-        observer=observer,
         max_quiet=settings.breaker.reset_timeout,
     )
 

@@ -17,9 +17,11 @@ import sidecar.app
 from sidecar.app import Sidecar, StartError, installed_version, open_core, running
 from sidecar.core.errors import PromptError
 from sidecar.demo.reference.faults import Fault, Mode
+from sidecar.drain import Drain
 from sidecar.server.generate_prompt import PATH
 from sidecar.settings import (
     Address,
+    DrainSettings,
     OpsSettings,
     RetrySettings,
     Settings,
@@ -202,7 +204,7 @@ async def test_a_fetch_behind_an_answered_request_is_let_finish_before_the_ops_l
         assert len(sidecar.core.cache) == 1
 
 
-async def test_what_does_not_end_within_the_deadline_is_ended() -> None:
+async def test_a_request_in_flight_has_its_deadline_and_not_more() -> None:
     deadline = 0.2
     retry = RetrySettings(per_try_timeout=deadline, min_attempt=0.01)
     async with (
@@ -212,19 +214,74 @@ async def test_what_does_not_end_within_the_deadline_is_ended() -> None:
     ):
         await client.send(ASKED)
         await until(lambda: state.in_flight == 1)
+        draining = asyncio.create_task(stack.aclose())
+        answer = await client.answer()
+        assert (answer.status, answer.header("Connection")) == (504, "close")
+        client.abort()
+        await draining
+
+
+async def test_what_takes_longer_than_the_drain_is_cut_and_told_of(logged: list[Any]) -> None:
+    drain = DrainSettings(timeout=0.2)
+    async with (
+        reference(fault=Fault(Mode.HANG)) as (url, state),
+        stoppable(settings(url, drain=drain, retry=PATIENT)) as (sidecar, stack),
+        wire(sidecar.listen.port) as client,
+    ):
+        await client.send(ASKED)  # which may take the deadline, 4 s
+        await until(lambda: state.in_flight == 1)
         began = asyncio.get_running_loop().time()
         await stack.aclose()
-        assert asyncio.get_running_loop().time() - began < 5 * deadline
-        assert (await client.answer()).status == 504
+        assert asyncio.get_running_loop().time() - began < 2
+        assert await client.ended()
+    assert next(each["step"] for each in logged if each["event"] == "drain_cut") == "requests"
 
 
-async def test_idle_connections_do_not_hold_up_the_drain() -> None:
-    async with stoppable(settings()) as (sidecar, stack), wire(sidecar.listen.port) as idle:
+async def test_a_drain_that_is_hastened_cuts_what_is_in_flight() -> None:
+    async with (
+        reference(fault=Fault(Mode.HANG)) as (url, state),
+        AsyncExitStack() as stack,
+    ):
+        drain = Drain(DrainSettings(delay=300, timeout=300))
+        sidecar = await stack.enter_async_context(running(settings(url), drain=drain))
+        async with wire(sidecar.listen.port) as client:
+            await client.send(ASKED)
+            await until(lambda: state.in_flight == 1)
+            draining = asyncio.create_task(stack.aclose())
+            drain.hasten()
+            began = asyncio.get_running_loop().time()
+            await draining
+            assert asyncio.get_running_loop().time() - began < 2  # the deadline would be 4
+            assert await client.ended()
+
+
+async def test_readiness_goes_before_the_listener_does() -> None:
+    drain = Drain(DrainSettings(delay=300))
+    async with reference() as (url, _), AsyncExitStack() as stack:
+        sidecar = await stack.enter_async_context(running(settings(url), drain=drain))
+        draining = asyncio.create_task(stack.aclose())
+
+        async def is_unready() -> bool:
+            async with wire(sidecar.ops.port) as ops:
+                return (await ops.ask(get("/readyz"))).status == 503
+
+        await until(is_unready)
+        async with wire(sidecar.listen.port) as client:
+            assert (await client.ask(ASKED)).status == 200
+        drain.hasten()
+        await draining
+
+
+async def test_connections_that_were_idle_for_long_do_not_hold_up_the_drain() -> None:
+    drain = DrainSettings(idle_grace=0.05)
+    async with stoppable(settings(drain=drain)) as (sidecar, stack), wire(sidecar.listen.port) as idle:
         assert (await idle.ask(get("/"))).status == 503  # passed on to where nobody is
-        began = asyncio.get_running_loop().time()
-        await stack.aclose()
-        assert asyncio.get_running_loop().time() - began < 1  # the deadline would be 4
+        draining = asyncio.create_task(stack.aclose())
         assert await idle.ended()
+        idle.abort()
+        began = asyncio.get_running_loop().time()
+        await draining
+        assert asyncio.get_running_loop().time() - began < 1
 
 
 # Without listeners

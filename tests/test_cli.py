@@ -185,6 +185,17 @@ def test_the_settings_shown_are_those_in_force_and_can_be_read_again(tmp_path: P
     assert settings != Settings()
 
 
+def test_changes_that_wait_for_a_restart_are_named_beforehand(tmp_path: Path) -> None:
+    running, new = tmp_path / "running.yaml", tmp_path / "new.yaml"
+    running.write_text("deadline: 3s\nstore: {kind: none}\n")
+    new.write_text("deadline: 2s\nupstream: {url: 'http://another'}\n")
+    done = invoke("check-config", "--config", str(new), "--running", str(running))
+    assert (done.exit_code, done.stdout) == (0, "The settings can be used.\n")
+    assert done.stderr == "These changes wait for a restart: upstream.url, store.kind.\n"
+    done = invoke("check-config", "--config", str(running), "--running", str(running))
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("name", ["check-config", "run"])
 def test_all_mistakes_of_file_environment_and_flags_come_at_once_a_line_each(tmp_path: Path, name: str) -> None:
     (tmp_path / "s.yaml").write_text("deadline: soon\nbreaker: {fail_max: 0}\nretrry: {}\n")

@@ -32,7 +32,7 @@ DEADLINE = f"a duration from 10ms to 10m, {DURATION}"
 PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
 TOP = "listen, ops, upstream, deadline, retry, breaker, policy, render, rollout, shadow, routes, "
-TOP += "proxy, cache, store, warmup, limits, log, metrics"
+TOP += "proxy, cache, store, warmup, limits, drain, log, metrics"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
 
@@ -516,6 +516,7 @@ def in_agreement(found: Settings) -> Settings:
     return replace(
         found,
         deadline=600.0,
+        drain=replace(found.drain, timeout=3600.0),
         ops=replace(found.ops, listen=replace(found.ops.listen, port=0)),
         retry=replace(found.retry, max_backoff=60.0),
         policy=PolicySettings(default=right(found.policy.default), nodes=nodes),

@@ -4,35 +4,50 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+import structlog
+from hypothesis import HealthCheck, given
 from structlog.testing import capture_logs
 
 import sidecar.app
+import sidecar.server.generate_prompt
 import sidecar.watch
 from sidecar.app import running
 from sidecar.config_file import ConfigError, Problem, load
-from sidecar.core.events import Event, Reloaded
+from sidecar.core.events import Crashed, Event, Reloaded
 from sidecar.core.policy import Policy, Strategy
 from sidecar.demo.processes import child
+from sidecar.demo.reference.faults import Mode
 from sidecar.demo.reference.state import TODAY
-from sidecar.reload import LIVE, Origin, Reloader
+from sidecar.reload import LIVE, Origin, Reloader, is_live, merged
+from sidecar.sd_notify import Notifier
+from sidecar.server.body import read_body
 from sidecar.settings import (
+    ANY,
+    Address,
     BreakerSettings,
-    PolicySettings,
+    CacheSettings,
+    KeyPath,
+    LimitSettings,
+    LogLevel,
+    LogSettings,
+    RetrySettings,
     RolloutSettings,
     Settings,
-    ShadowSettings,
     UpstreamApi,
     UpstreamSettings,
+    keys,
 )
 from sidecar.watch import identity, watch
 from tests.harness import (
@@ -46,7 +61,8 @@ from tests.harness import (
     reference,
     settings_for,
 )
-from tests.wire import until
+from tests.test_config_file import any_of
+from tests.wire import post, until, wire
 
 POLL = 0.01
 """Seconds between two looks at the file."""
@@ -90,53 +106,61 @@ def world() -> World:
 
 # What is put into force
 
-LIVE_CHANGES: dict[str, Any] = {
-    "policy": PolicySettings(default=Policy(ttl=7.0)),
-    "rollout": RolloutSettings(percent=0.0),
-    "shadow": ShadowSettings(sample_rate=0.5),
-    "routes": {"/api/v1/any": Policy(strategy=Strategy.CACHE_FIRST)},
-}
-LATER_CHANGES: dict[str, Any] = {
-    "deadline": 9.0,
-    "breaker": BreakerSettings(fail_max=9),
-    "upstream": UpstreamSettings(url="http://another"),
-}
+
+def valued(settings: Any, at: KeyPath) -> Any:
+    """Return what stands at a place of the settings; a section of free names is one value."""
+    for part in at:
+        settings = getattr(settings, part)
+    return settings
+
+
+PLACES = sorted({key.path[: key.path.index(ANY)] if ANY in key.path else key.path for key in keys()})
+LATER = [place for place in PLACES if not is_live(place)]
 
 
 async def test_settings_that_did_not_change_are_told_of_and_nothing_is_other_than_it_was(world: World) -> None:
     event = await world.told()
     assert (event.problems, event.restart) == ((), ())
-    assert world.in_force == Settings()
+    assert world.adopted == []
 
 
-@pytest.mark.parametrize("section", sorted(LIVE))
-async def test_a_section_that_requests_read_when_they_begin_is_in_force_at_once(world: World, section: str) -> None:
-    world.serves = replace(Settings(), **{section: LIVE_CHANGES[section]})
-    event = await world.told()
-    assert (event.problems, event.restart) == ((), ())
-    assert getattr(world.in_force, section) == LIVE_CHANGES[section]
-    assert world.in_force == world.serves
+@hypothesis.settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(now=any_of(Settings()), read=any_of(Settings()))
+def test_each_key_is_in_force_at_once_or_named_and_as_it_was(now: Settings, read: Settings) -> None:
+    settings, waiting = merged(now, read)
+    for place in PLACES:
+        assert valued(settings, place) == valued(read if is_live(place) else now, place), place
+    assert set(waiting) == {".".join(each) for each in LATER if valued(now, each) != valued(read, each)}
 
 
-@pytest.mark.parametrize("section", sorted(LATER_CHANGES))
-async def test_any_other_section_is_named_and_waits_for_a_restart(world: World, section: str) -> None:
-    world.serves = replace(Settings(), **{section: LATER_CHANGES[section]})
-    event = await world.told()
-    assert (event.problems, event.restart) == ((), (section,))
-    assert world.in_force == Settings()
+def test_every_live_place_is_one_of_the_settings_and_what_is_unknown_waits_for_a_restart() -> None:
+    for place in LIVE:
+        valued(Settings(), place)
+    assert ("listen",) in LATER
+    assert ("upstream", "url") in LATER
+    assert not is_live(("something", "new"))
+
+
+def test_what_is_equal_stays_the_same_object() -> None:
+    now, read = Settings(), replace(Settings(), deadline=3.0)
+    settings = merged(now, read).settings
+    assert settings.policy is now.policy  # by which an entry knows that it was decided under the policy in force
 
 
 async def test_of_a_change_of_both_kinds_each_part_is_done_what_can_be(world: World) -> None:
-    world.serves = replace(Settings(), **LIVE_CHANGES, **LATER_CHANGES)
+    live: dict[str, Any] = {"deadline": 3.0, "rollout": RolloutSettings(percent=0.0)}
+    upstream = UpstreamSettings(url="http://another", max_in_flight=7)
+    world.serves = replace(Settings(), listen=Address("127.0.0.1", 1), upstream=upstream, **live)
     event = await world.told()
-    assert event.restart == ("breaker", "deadline", "upstream")
-    assert world.in_force == replace(Settings(), **LIVE_CHANGES)
+    assert event.restart == ("listen", "upstream.url")
+    assert world.in_force == replace(Settings(), upstream=UpstreamSettings(max_in_flight=7), **live)
     assert len(world.adopted) == 1  # whole, never one section after another
 
 
 async def test_what_waits_is_named_as_long_as_it_does(world: World) -> None:
-    world.serves = replace(Settings(), deadline=9.0)
-    assert [(await world.told()).restart for _ in range(2)] == [("deadline",)] * 2
+    world.serves = replace(Settings(), listen=Address("127.0.0.1", 1))
+    assert [(await world.told()).restart for _ in range(2)] == [("listen",)] * 2
+    assert world.adopted == []
     world.serves = Settings()
     assert (await world.told()).restart == ()
 
@@ -146,11 +170,6 @@ async def test_what_was_put_into_force_can_be_taken_back(world: World) -> None:
         world.serves = replace(Settings(), rollout=RolloutSettings(percent=percent))
         await world.told()
         assert world.in_force.rollout.percent == percent
-
-
-def test_every_live_section_is_one() -> None:
-    assert {each.name for each in fields(Settings)} >= LIVE
-    assert LIVE_CHANGES.keys() == LIVE
 
 
 # A mistake
@@ -172,6 +191,20 @@ async def test_a_mistake_leaves_everything_as_it_is_and_each_problem_is_told(wor
     world.serves = replace(Settings(), rollout=RolloutSettings(percent=0.0))
     assert (await world.told()).problems == ()
     assert world.in_force.rollout.percent == 0.0
+
+
+async def test_what_nobody_foresaw_leaves_everything_as_it_is_and_is_told_like_a_mistake(world: World) -> None:
+    world.serves = ZeroDivisionError("with a secret")
+    await world.reload()
+    crashed, told = world.events
+    assert isinstance(crashed, Crashed)
+    assert isinstance(told, Reloaded)
+    assert told.problems == ("config: ZeroDivisionError while it was read; the log says where",)
+    assert world.adopted == []
+    world.events.clear()
+    world.serves = replace(Settings(), deadline=3.0)
+    assert (await world.told()).problems == ()
+    assert world.in_force.deadline == 3.0
 
 
 BAD = [
@@ -238,12 +271,12 @@ async def test_reloads_that_are_asked_for_at_once_are_done_one_after_the_other()
             gate.reset()
         with lock:
             inside -= 1
-        return Settings()
+        return replace(Settings(), deadline=4.0 + len(world.adopted))
 
     world.reload = Reloader(slow, lambda: world.in_force, world.adopt, world.events.append)
     await asyncio.gather(*(world.reload() for _ in range(3)))
     assert most == 1
-    assert len(world.events) == len(world.adopted) == 3
+    assert len(world.events) == 3
 
 
 async def test_the_last_one_that_was_asked_for_counts() -> None:
@@ -266,7 +299,7 @@ async def test_while_settings_are_read_nobody_waits_for_them() -> None:
     def slow() -> Settings:
         loop.call_soon_threadsafe(reading.set)
         assert go_on.wait(10)
-        return Settings()
+        return replace(Settings(), deadline=3.0)
 
     world.reload = Reloader(slow, lambda: world.in_force, world.adopt, world.events.append)
     reloading = asyncio.ensure_future(world.reload())
@@ -287,9 +320,12 @@ class Here(Sidecar):
         super().__init__(client, of.core)
         self.reload = of.reload
 
-    async def rollout(self) -> str:
+    async def status(self) -> Any:
         async with self.session.get(f"{self.ops}/status") as response:
-            return str((await response.json())["rollout"]["percent"])
+            return await response.json()
+
+    async def rollout(self) -> str:
+        return str((await self.status())["rollout"]["percent"])
 
     async def successful(self) -> str:
         (line,) = [each for each in (await self.metrics()).splitlines() if each.startswith(f"{SUCCESSFUL} ")]
@@ -315,16 +351,17 @@ async def test_a_reload_says_what_it_did_and_requests_from_then_on_follow_it(ser
     now = settings_for(service.url)
     async with here(now, Origin(lambda: now, None)) as sidecar:
         assert "fwd=miss" in (await sidecar.ask()).how
-        now = replace(now, rollout=RolloutSettings(percent=0.0), deadline=9.0)
+        now = replace(now, rollout=RolloutSettings(percent=0.0), listen=Address("127.0.0.1", 1))
         with capture_logs() as logged:
             await sidecar.reload()
         (said,) = [each for each in logged if each["event"] == "settings_reloaded"]
-        assert (said["log_level"], said["waiting_for_restart"]) == ("info", ("deadline",))
+        assert (said["log_level"], said["waiting_for_restart"]) == ("info", ("listen",))
         assert (await sidecar.ask()).how == "prompt-sidecar; fwd=bypass; detail=rollout"
         assert (await sidecar.rollout(), await sidecar.successful()) == ("0%", "1.0")
+        assert (await sidecar.status())["reload"].items() >= {"problems": [], "waiting_for_restart": ["listen"]}.items()
 
 
-async def test_a_mistake_is_told_in_log_and_metric_until_it_is_put_right(service: Reference) -> None:
+async def test_a_mistake_is_told_in_log_metric_and_status_until_it_is_put_right(service: Reference) -> None:
     now = settings_for(service.url)
     fails = False
 
@@ -342,6 +379,8 @@ async def test_a_mistake_is_told_in_log_and_metric_until_it_is_put_right(service
         assert said["log_level"] == "error"
         assert said["problems"] == ("deadline: '4' is not allowed (s.yaml line 1); allowed: a duration",)
         assert await sidecar.successful() == "0.0"
+        (problem,) = (await sidecar.status())["reload"]["problems"]
+        assert problem == said["problems"][0]
         assert (await sidecar.ask()).status == 200
         fails = False
         await sidecar.reload()
@@ -371,6 +410,111 @@ async def test_a_static_read_is_kept_from_the_reload_on_that_says_so(service: Re
         now = replace(now, routes={})
         await sidecar.reload()
         assert await how() is None
+
+
+async def test_a_request_in_flight_keeps_the_settings_that_it_began_with(service: Reference) -> None:
+    patient = RetrySettings(per_try_timeout=5.0)
+    now = settings_for(service.url, retry=patient, deadline=5.0)
+    async with here(now, Origin(lambda: now, None)) as sidecar:
+        assert (await sidecar.ask()).status == 200  # the generation is known
+        service.fails(Mode.HANG)
+        began_before = asyncio.ensure_future(sidecar.ask(user=2))
+        await until(lambda: service.state.in_flight == 1)
+        now = replace(now, deadline=0.2, retry=RetrySettings(per_try_timeout=0.1, attempts=1))
+        await sidecar.reload()
+        assert (await sidecar.ask(user=3)).status == 504
+        assert not began_before.done()
+        service.fails(Mode.NONE)
+        assert (await began_before).status == 200
+
+
+async def test_a_request_whose_body_is_still_coming_keeps_them_too(
+    service: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = settings_for(service.url)
+    body = json.dumps({"user_id": 1, "node_name": "explain", "context": {"topic": "tides"}}).encode()
+    reading = asyncio.Event()
+
+    async def read(*given: Any, **how: Any) -> bytes:
+        reading.set()
+        return await read_body(*given, **how)
+
+    monkeypatch.setattr(sidecar.server.generate_prompt, "read_body", read)
+    async with here(now, Origin(lambda: now, None)) as running_one, wire(running_one.address[1]) as client:
+        head, _, rest = post(body, "Content-Type: application/json").partition(b"\r\n\r\n")
+        await client.send(head + b"\r\n\r\n")
+        await asyncio.wait_for(reading.wait(), 10)
+        now = replace(now, rollout=RolloutSettings(percent=0.0), limits=LimitSettings(max_body=1024))
+        await running_one.reload()
+        assert (await client.ask(rest)).header("Cache-Status") == "prompt-sidecar; fwd=miss; stored"
+        assert (await running_one.ask()).how == "prompt-sidecar; fwd=bypass; detail=rollout"
+        assert (await running_one.ask(context={"topic": "x" * 2000})).status == 413
+
+
+async def test_what_guards_the_upstream_is_changed_and_what_it_counted_stays(service: Reference) -> None:
+    now = settings_for(service.url, retry=RetrySettings(attempts=1), breaker=BreakerSettings(fail_max=100))
+    async with here(now, Origin(lambda: now, None)) as sidecar:
+        assert (await sidecar.ask()).status == 200
+        service.fails(Mode.UNAVAILABLE)
+        for user in range(2, 5):
+            assert (await sidecar.ask(user=user)).status == 503
+        assert (await sidecar.status())["upstream"]["circuit"] == "closed"
+        calls = service.calls
+        now = replace(now, retry=RetrySettings(attempts=3, backoff=0.0), breaker=BreakerSettings(fail_max=6))
+        await sidecar.reload()
+        assert (await sidecar.ask(user=5)).status == 503
+        assert service.calls == calls + 3
+        assert (await sidecar.status())["upstream"]["circuit"] == "open"
+
+
+async def test_a_smaller_cache_makes_room_at_once(service: Reference) -> None:
+    now = settings_for(service.url)
+    async with here(now, Origin(lambda: now, None)) as sidecar:
+        for user in range(1, 6):
+            await sidecar.ask(user=user)
+        now = replace(now, cache=CacheSettings(max_entries=2))
+        await sidecar.reload()
+        assert (await sidecar.status())["cache"]["entries"] == 2
+
+
+async def test_the_log_says_more_from_the_reload_on_that_asks_for_it(service: Reference) -> None:
+    now = settings_for(service.url)
+    before = structlog.get_config()["wrapper_class"]
+    try:
+        async with here(now, Origin(lambda: now, None)) as sidecar:
+            for level, said in ((LogLevel.ERROR, False), (LogLevel.DEBUG, True), (LogLevel.INFO, False)):
+                now = replace(now, log=LogSettings(level=level))
+                await sidecar.reload()
+                with capture_logs() as logged:
+                    await sidecar.ask()
+                    await sidecar.ask()
+                assert ("prompt_served" in {each["event"] for each in logged if each["log_level"] == "debug"}) == said
+    finally:
+        structlog.configure(wrapper_class=before)
+
+
+async def test_an_admin_token_is_asked_for_from_the_reload_on_that_names_its_file(
+    service: Reference, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    now = settings_for(service.url)
+    async with here(now, Origin(lambda: now, None)) as sidecar:
+
+        async def status(given: str | None) -> int:
+            headers = {} if given is None else {"Authorization": f"Bearer {given}"}
+            async with sidecar.session.post(
+                f"{sidecar.ops}/admin/parity", data=b'{"reset": null}', headers=headers
+            ) as response:
+                return response.status
+
+        assert await status(None) == 200
+        now = replace(now, ops=replace(now.ops, admin_token_file=token))
+        await sidecar.reload()
+        assert await status("sesame") == 503  # the file is not there
+        token.write_text("sesame\n")
+        assert [await status(each) for each in (None, "other", "sesame")] == [401, 401, 200]
+        token.write_text("another")
+        assert [await status(each) for each in ("sesame", "another")] == [401, 200]
 
 
 def rewrite(path: Path, content: str) -> None:
@@ -416,6 +560,26 @@ async def test_a_change_of_the_file_is_noticed_without_a_signal(
         await eventually(lambda: rollout_is("25%", "0.0"))
         path.write_text("rollout: {percent: 50}")
         await eventually(lambda: rollout_is("50%", "1.0"))
+
+
+async def test_systemd_hears_of_a_reload_that_a_change_of_the_file_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar.app, "watch", partial(watch, poll_seconds=POLL))
+    path, at = tmp_path / "sidecar.yaml", str(tmp_path / "notify")
+    path.write_text("rollout: {percent: 100}")
+    flags = {"listen": "127.0.0.1:0", "ops.listen": "127.0.0.1:0", "store.kind": "none"}
+    origin = Origin(lambda: load(path, environ={}, flags=flags), path, identity(path))
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(at)
+        manager.setblocking(False)
+        notifier = Notifier.of({"NOTIFY_SOCKET": at})
+        async with asyncio.timeout(10), running(origin.load(), origin=origin, around_reload=notifier.reloading) as of:
+            replace_it(path, "rollout: {percent: 0}")
+            assert (await loop.sock_recv(manager, 4096)).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert await loop.sock_recv(manager, 4096) == b"READY=1"
+            assert of.core.settings.rollout.percent == 0.0
 
 
 async def test_reloads_that_find_nothing_new_change_nothing(service: Reference) -> None:

@@ -12,6 +12,7 @@ from sidecar.settings import (
     Address,
     BreakerSettings,
     CacheSettings,
+    DrainSettings,
     Key,
     LimitSettings,
     LogFormat,
@@ -135,6 +136,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
         limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
+        drain=DrainSettings(delay=0.0, idle_grace=1.0, timeout=8.0),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
         metrics=MetricsSettings(max_nodes=100),
     )

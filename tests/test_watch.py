@@ -73,6 +73,30 @@ async def test_a_change_is_told_of_when_the_file_has_looked_the_same_twice(
     assert await told_of(monkeypatch, looks) == changes
 
 
+async def test_an_error_of_whoever_is_told_is_handed_on_and_the_next_change_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = iter([A, B, B, C, C])
+    told: list[str] = []
+    failures: list[Exception] = []
+
+    def look(_: Path) -> object:
+        try:
+            return next(looks)
+        except StopIteration:
+            raise EndError from None
+
+    async def changed() -> None:
+        told.append("change")
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sidecar.watch, "identity", look)
+    with suppress(EndError):
+        await watch(Path("any"), changed, poll_seconds=0, failed=failures.append)
+    assert told == ["change", "change"]
+    assert [type(each) for each in failures] == [ZeroDivisionError] * 2
+
+
 async def test_what_changes_while_a_change_is_taken_in_is_told_of_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([A])
     now: object = B

@@ -106,6 +106,10 @@ class Wire:
         async with asyncio.timeout(PATIENCE):
             return await self._reader.read() == b""
 
+    def close(self) -> None:
+        """Leave politely."""
+        self._writer.close()
+
     def abort(self) -> None:
         """Leave at once, with a reset."""
         connection = self._writer.get_extra_info("socket")

@@ -34,9 +34,6 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
 
     def __init__(self, *, max_entries: int, max_bytes: int, clock: Clock) -> None:
         super().__init__(serializer=NullSerializer(), timeout=None, key_builder=_as_is)
-        self._max_entries = max_entries
-        self._max_bytes = max_bytes
-        self._max_live_bytes = min(max_bytes // LIVE_SHARE, MOST_LIVE_BYTES)
         self._clock = clock
         self._packed: OrderedDict[Any, Packed] = OrderedDict()  # each used less recently than all that are live
         self._live: OrderedDict[Any, Packed] = OrderedDict()
@@ -46,6 +43,14 @@ class MemoryCache(BaseCache):  # type: ignore[misc] # aiocache carries no types
         self.hits = 0
         self.misses = 0
         self.evictions: Counter[str] = Counter({"entries": 0, "bytes": 0, "expired": 0, "too_large": 0})
+        self.resize(max_entries=max_entries, max_bytes=max_bytes)
+
+    def resize(self, *, max_entries: int, max_bytes: int) -> None:
+        """Change the bounds; what is beyond them makes room at once."""
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._max_live_bytes = min(max_bytes // LIVE_SHARE, MOST_LIVE_BYTES)
+        self._make_room()
 
     def __len__(self) -> int:
         return len(self._packed) + len(self._live)

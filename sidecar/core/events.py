@@ -168,7 +168,7 @@ class Reloaded(NamedTuple):
     problems: tuple[str, ...]
     """Why they were not taken; nothing, if they were."""
     restart: tuple[str, ...]
-    """The sections whose change waits for a restart."""
+    """The keys whose change waits for a restart."""
 
 
 class StoreLookup(NamedTuple):

@@ -77,7 +77,7 @@ class GeneratePrompt:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, inside the deadline that begins here."""
-        began_at = self._clock()
+        began_at, rules = self._clock(), self._manager.rules
         asked = await self._reader.read(request, began_at)
         if isinstance(asked, web.Response):
             return asked
@@ -89,6 +89,7 @@ class GeneratePrompt:
                 asked.context,
                 directives=NO_DIRECTIVES if cache_control is None else parse_cache_control(cache_control),
                 began_at=began_at,
+                rules=rules,
             )
         except PromptError as error:
             return error_response(error)

@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from sidecar.core.events import Crashed
+from sidecar.server.leaving import LINGER_SECONDS, LeavingProtocol, LeavingServer
 from sidecar.server.responses import problem
 from sidecar.service.ports import Observer
 
@@ -17,11 +18,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
 _SERVER_ERROR = 500
 
-LINGER_SECONDS = 1.0
-"""How long what is left of a refused body is read and dropped, so that its client gets the answer and not a reset."""
 
-
-class _Protocol(RequestHandler):
+class _Protocol(LeavingProtocol):
     """aiohttp's protocol, whose own errors are answered as problems, and logged as ours."""
 
     __slots__ = ("_observe",)
@@ -61,7 +59,7 @@ def _refusal(exc: BaseException | None) -> web.Response:
     return problem(400, "The request is not valid HTTP/1.1.")
 
 
-class _Server(web.Server):
+class _Server(LeavingServer):
     """A server that makes our protocol; aiohttp has no setting for it."""
 
     def __init__(self, handler: Handler, observer: Observer, **options: Any) -> None:
@@ -81,6 +79,10 @@ class Routes:
         self._methods: dict[str, list[str]] = {}
         for method, path in self._table:
             self._methods.setdefault(path, []).append(method)
+
+    def become(self, other: "Routes") -> None:
+        """Answer as another does the requests that begin from now on."""
+        self.__dict__ |= other.__dict__
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer by the table."""
@@ -109,7 +111,7 @@ def _without_query(target: str) -> str:
 
 def make_server(
     handler: Handler, observer: Observer, *, max_header: int, max_headers: int, **options: Any
-) -> web.Server:
+) -> LeavingServer:
     """Make the server of one listener; limits in bytes and in lines."""
     return _Server(
         handler,

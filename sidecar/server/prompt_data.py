@@ -36,7 +36,7 @@ class PromptData:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, inside the deadline that begins here."""
-        began_at = self._clock()
+        began_at, rules = self._clock(), self._manager.rules
         if not await self._manager.renders_here(self._deadline):
             return await self._passed_on(request, began_at)
         asked = await self._reader.read(request, began_at)
@@ -48,6 +48,7 @@ class PromptData:
                 asked.node_name,
                 directives=parse_cache_control(request.headers.get("Cache-Control")),
                 began_at=began_at,
+                rules=rules,
             )
         except PromptError as error:
             if error.reason == "unknown_node":

@@ -40,13 +40,15 @@ class Background:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._observe(Crashed(task.get_name(), error))
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Let what runs end in its own time, then cancel what is left, and wait for that too."""
+    async def drain(self, timeout_seconds: float | None = None) -> None:
+        """Let what runs end in its own time, then cancel what is left, and wait for that too; so when cancelled."""
         for task in self._endless:
             task.cancel()
-        await asyncio.gather(*self._endless, return_exceptions=True)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_seconds)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await asyncio.gather(*self._endless, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=timeout_seconds)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -138,18 +138,20 @@ class PromptManager:
         *,
         directives: Directives = NO_DIRECTIVES,
         began_at: float | None = None,
+        rules: Rules | None = None,
     ) -> Rendered:
         """Return the prompt of a user for a node, rendered with this request's own content.
 
-        `began_at`: the clock's instant at which the request came; the deadline counts from there.
+        `began_at`: the clock's instant at which the request came; the deadline counts from there. `rules`: those that
+        were in force then.
         Raises `PromptError`. Source: contract §3, §4.
         """
         now = self._clock()
         if began_at is None:
             began_at = now
-        rules = self._rules
+        rules = self._rules if rules is None else rules
         policy = rules.policy_for(node_name)
-        if self._straight:
+        if self._straight and rules is self._rules:
             entry: Entry[Document] | None = self._cache.peek((user_id, node_name))
             if (
                 entry is not None
@@ -177,14 +179,20 @@ class PromptManager:
         return self._known_documents() is not None
 
     async def get_prompt_data(
-        self, user_id: int, node_name: str, *, directives: Directives = NO_DIRECTIVES, began_at: float | None = None
+        self,
+        user_id: int,
+        node_name: str,
+        *,
+        directives: Directives = NO_DIRECTIVES,
+        began_at: float | None = None,
+        rules: Rules | None = None,
     ) -> Ready | Answer:
         """Return a node's static parts for one who renders by himself, or the service's own word on them.
 
-        Raises `PromptError`. Source: contract §3.
+        `began_at`, `rules`: as for a prompt. Raises `PromptError`. Source: contract §3.
         """
         began_at = self._clock() if began_at is None else began_at
-        rules = self._rules
+        rules = self._rules if rules is None else rules
         terms = Terms(rules.policy_for(node_name), directives, began_at, rules.deadline, self._nodes.label(node_name))
         call = Call(Wanted(user_id, node_name, None), terms, rules)
         return await self._parts(call)

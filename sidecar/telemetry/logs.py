@@ -67,6 +67,11 @@ def configure_logs(*, level: str, style: Literal["auto", "json", "console"], str
     logging.basicConfig(level=logging.ERROR, handlers=[_Forward()], force=True)
 
 
+def change_level(level: str) -> None:
+    """Log from this level on; a `LogListener` made before goes on as it was made."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+
+
 def where(error: BaseException) -> list[str]:
     """Return the frames of an error, and neither its text nor its variables: both may hold content."""
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]

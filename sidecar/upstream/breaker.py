@@ -93,6 +93,13 @@ class Breaker:
             name=name,
         )
 
+    def adopt(self, *, fail_max: int, reset_timeout: float, success_threshold: int) -> None:
+        """Go by other numbers from now on; the state, and what was counted, stays."""
+        self._reset_timeout = reset_timeout
+        self._circuit.fail_max = fail_max
+        self._circuit.reset_timeout = reset_timeout
+        self._circuit.success_threshold = success_threshold
+
     @property
     def state(self) -> str:
         """`closed`, `open` or `half-open`."""

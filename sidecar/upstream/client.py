@@ -90,6 +90,10 @@ class UpstreamClient:
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "prompt-sidecar"},
         )
 
+    def adopt(self, *, max_response: int) -> None:
+        """Take answers of another size (bytes) from now on."""
+        self._max_response = max_response
+
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()

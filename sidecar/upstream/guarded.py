@@ -68,33 +68,31 @@ class Bulkhead:
         self._places.release()
 
 
+class GuardRules(NamedTuple):
+    """What a call is guarded by, from its beginning to its end; seconds."""
+
+    bulkhead: Bulkhead
+    retry: RetryRule
+    budget: RetryBudget
+    per_try_timeout: float
+    max_quiet: float
+
+
 class Guard:
     """Call the upstream inside a deadline, whatever it does; one for all endpoints of one service."""
 
-    def __init__(
-        self,
-        *,
-        breaker: Breaker,
-        bulkhead: Bulkhead,
-        rule: RetryRule,
-        budget: RetryBudget,
-        per_try_timeout: float,
-        clock: Clock,
-        rng: Rng,
-        observer: Observer,
-        max_quiet: float,
-    ) -> None:
+    def __init__(self, rules: GuardRules, *, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer) -> None:
+        self._rules = rules
         self._breaker = breaker
-        self._bulkhead = bulkhead
-        self._rule = rule
-        self._budget = budget
-        self._per_try_timeout = per_try_timeout
         self._clock = clock
         self._rng = rng
         self._observe = observer
-        self._max_quiet = max_quiet
         self._quiet_until = -math.inf
         self._proven = False
+
+    def adopt(self, rules: GuardRules) -> None:
+        """Guard by other rules the calls that begin from now on; a new bulkhead knows of none that are out already."""
+        self._rules = rules
 
     def circuit_open_for(self) -> float | None:
         """Return None where a call may go out now, else the seconds until it is worth asking again."""
@@ -107,7 +105,7 @@ class Guard:
 
     def has_room(self) -> bool:
         """Return whether a call that nobody waits for may go out: the circuit is closed and the bulkhead half empty."""
-        return self.circuit_open_for() is None and self._breaker.is_closed and self._bulkhead.is_half_empty
+        return self.circuit_open_for() is None and self._breaker.is_closed and self._rules.bulkhead.is_half_empty
 
     async def call(
         self,
@@ -124,14 +122,16 @@ class Guard:
         `once`: neither retried nor counted for the upstream's health; `known`: the result that means "not modified";
         `per_try_timeout`: seconds, where an attempt takes longer than others.
         """
-        patience = self._per_try_timeout if per_try_timeout is None else per_try_timeout
-        self._budget.deposit()
+        rules = self._rules
+        if per_try_timeout is not None:
+            rules = rules._replace(per_try_timeout=per_try_timeout)
+        rules.budget.deposit()
         attempts = 0
         last: UpstreamFailure | None = None
         while True:
             attempts += 1
             try:
-                return await self._once(endpoint, attempt, deadline_at, known, patience, counts=not once)
+                return await self._once(endpoint, attempt, deadline_at, known, rules, counts=not once)
             except UpstreamFailure as failure:
                 if last is not None and failure.kind in NOT_ASKED:
                     raise last from None
@@ -139,15 +139,15 @@ class Guard:
                     raise
                 if failure.kind is FailureKind.TOO_MANY_REQUESTS and failure.retry_after is not None:
                     # Said to us as a whole, so it holds for all keys; as long at most as a circuit would stay open.
-                    self._quiet_until = self._clock() + min(failure.retry_after, self._max_quiet)
+                    self._quiet_until = self._clock() + min(failure.retry_after, rules.max_quiet)
                 delay = next_delay(
-                    self._rule,
+                    rules.retry,
                     attempt=attempts,
                     remaining=deadline_at - self._clock(),
                     retry_after=failure.retry_after,
                     rng=self._rng,
                 )
-                if once or delay is None or self._breaker.open_for() is not None or not self._budget.withdraw():
+                if once or delay is None or self._breaker.open_for() is not None or not rules.budget.withdraw():
                     raise
                 self._observe(Retried(failure.kind))
                 last = failure
@@ -159,13 +159,13 @@ class Guard:
         attempt: Callable[[], Awaitable[T]],
         deadline_at: float,
         known: object,
-        per_try_timeout: float,
+        rules: GuardRules,
         *,
         counts: bool,
     ) -> Confirmation[T]:
-        async with self._slot(deadline_at):
+        async with self._slot(rules.bulkhead, deadline_at):
             remaining = deadline_at - self._clock()
-            if remaining < self._rule.min_attempt:
+            if remaining < rules.retry.min_attempt:
                 raise _too_late()
             quiet_for = self._quiet_until - self._clock()
             if quiet_for > 0:
@@ -174,7 +174,7 @@ class Guard:
                 )
             with self._breaker.permit() as permit:
                 sent_at = self._clock()
-                patience = min(per_try_timeout, remaining)
+                patience = min(rules.per_try_timeout, remaining)
                 result = "crashed"
                 verdict = Verdict.NEUTRAL
                 try:
@@ -187,7 +187,7 @@ class Guard:
                     raise
                 except TimeoutError as error:
                     # An attempt cut short by the deadline says little of the upstream's health.
-                    verdict = Verdict.FAILURE if patience * 2 >= per_try_timeout else Verdict.NEUTRAL
+                    verdict = Verdict.FAILURE if patience * 2 >= rules.per_try_timeout else Verdict.NEUTRAL
                     result = FailureKind.READ_TIMEOUT.value
                     raise UpstreamFailure(
                         FailureKind.READ_TIMEOUT, "the config service did not answer in time"
@@ -203,16 +203,16 @@ class Guard:
         return Confirmation(document, sent_at)
 
     @asynccontextmanager
-    async def _slot(self, deadline_at: float) -> AsyncIterator[None]:
+    async def _slot(self, bulkhead: Bulkhead, deadline_at: float) -> AsyncIterator[None]:
         """Hold one of the bulkhead's places; waiting for it counts against the deadline."""
         try:
-            await self._bulkhead.take(deadline_at - self._clock())
+            await bulkhead.take(deadline_at - self._clock())
         except TimeoutError as error:
             raise _too_late() from error
         try:
             yield
         finally:
-            self._bulkhead.give_back()
+            bulkhead.give_back()
 
 
 class GuardedSource(Generic[K, V]):

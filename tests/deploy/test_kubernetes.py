@@ -130,7 +130,14 @@ def test_a_plain_sidecar_is_the_first_container_holds_the_next_one_and_outlives_
     first = pod("plain")["containers"][0]
     assert first["name"] == "prompt-sidecar"
     assert "probe" in first["lifecycle"]["postStart"]["exec"]["command"][-1]
-    assert "sleep" in first["lifecycle"]["preStop"]["exec"]["command"][-1]
+    (hook,) = re.findall(r"sleep\((\d+)\)", first["lifecycle"]["preStop"]["exec"]["command"][-1])
+    drain = Settings().drain
+    assert int(hook) + drain.delay + drain.timeout <= 28  # what deploy/README.md says that the pod's grace must be
+
+
+def test_the_drain_fits_into_the_grace_that_a_pod_has_by_default() -> None:
+    drain = Settings().drain
+    assert drain.delay + drain.timeout < 30
 
 
 def test_both_ways_run_the_same_container() -> None:

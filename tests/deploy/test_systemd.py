@@ -91,7 +91,7 @@ def test_the_settings_beside_the_units_can_be_used_and_keep_the_store_in_the_sta
 
 
 def test_the_drain_has_the_time_that_it_may_take() -> None:
-    assert int(SERVICE["TimeoutStopSec"][0].removesuffix("s")) > 2 * Settings().deadline
+    assert int(SERVICE["TimeoutStopSec"][0].removesuffix("s")) > Settings().drain.delay + Settings().drain.timeout
     assert SERVICE["Type"] == ["notify"]
     assert SERVICE["WatchdogSec"] == ["30s"]
 

@@ -42,6 +42,7 @@ class Manager:
 
     def __init__(self) -> None:
         self.here = True
+        self.rules = object()
         self.ends: Ready | Answer | PromptError = ready()
         self.asked: list[tuple[int, str, Directives, float]] = []
         self.patience: list[float] = []
@@ -51,8 +52,9 @@ class Manager:
         return self.here
 
     async def get_prompt_data(
-        self, user_id: int, node_name: str, *, directives: Directives, began_at: float
+        self, user_id: int, node_name: str, *, directives: Directives, began_at: float, rules: object
     ) -> Ready | Answer:
+        assert rules is self.rules  # those in force when the request came
         self.asked.append((user_id, node_name, directives, began_at))
         if isinstance(self.ends, PromptError):
             raise self.ends

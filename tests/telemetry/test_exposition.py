@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from sidecar.cache.memory import MemoryCache
 from sidecar.core.events import Outcome, RequestOutcome
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.exposition import Exposition
 from sidecar.telemetry.metrics import Metrics
 from tests.needs import program
@@ -21,7 +21,7 @@ FORMATS = [None, OPENMETRICS]
 
 def with_nodes(count: int) -> Metrics:
     metrics = Metrics(version="1", cache=MemoryCache(max_entries=1, max_bytes=1, clock=lambda: 0.0))
-    observe = dispatcher(metrics.handlers())
+    observe = Dispatcher(metrics.handlers())
     for n in range(count):
         for outcome in Outcome:
             observe(RequestOutcome(f"node {n}", outcome, 0.01, 0.0, 1.0, None, 200))

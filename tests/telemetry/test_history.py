@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from sidecar.core.events import FreshHit, Outcome, RequestOutcome
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.history import RequestHistory
 from sidecar.telemetry.minutes import LATENCY_BOUNDS, SLOTS, Counts, quantiles
 from sidecar.telemetry.request_metrics import BATCH
@@ -22,7 +22,7 @@ class Past:
         self.clock = ManualClock()
         self.clock.now = 6_000_000.0  # where a minute begins
         self.history = RequestHistory(self.clock)
-        self.observe = dispatcher(self.history.handlers())
+        self.observe = Dispatcher(self.history.handlers())
 
     def ask(
         self,

@@ -27,7 +27,7 @@ from sidecar.core.events import (
     Retried,
     UpstreamAttempt,
 )
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.logs import LEVELS, LogListener, configure_logs
 
 SECRET = "canary-7f3a"
@@ -54,7 +54,7 @@ def text_of(*events: Event, level: str = "debug", style: Any = "json", stream: S
     """Return what the log says of these events."""
     stream = stream or StringIO()
     configure_logs(level=level, style=style, stream=stream)
-    observe = dispatcher(LogListener().handlers())
+    observe = Dispatcher(LogListener().handlers())
     for event in events:
         observe(event)
     return stream.getvalue()

@@ -23,7 +23,7 @@ from sidecar.core.events import (
     UpstreamAttempt,
 )
 from sidecar.service.trace import Trace, current_trace
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.metrics import Metrics
 from tests.fakes import World, answered, loop_time
 
@@ -73,7 +73,7 @@ class Scraped:
         self.cache = cache or MemoryCache(max_entries=10, max_bytes=1 << 20, clock=lambda: 0.0)
         self.now, self.wall = 0.0, 0.0
         self.metrics = Metrics(version="1.2.3", cache=self.cache, clock=lambda: self.now, wall=lambda: self.wall)
-        self.observe = dispatcher(self.metrics.handlers())
+        self.observe = Dispatcher(self.metrics.handlers())
 
     def tell(self, *events: Event) -> "Scraped":
         for event in events:

@@ -30,7 +30,7 @@ from sidecar.core.events import (
     TemplatesLoaded,
     Written,
 )
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.logs import LEVELS, LogListener
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.request_metrics import BATCH
@@ -54,7 +54,7 @@ class Told:
             cache_logger_on_first_use=False,
         )
         self.metrics = Metrics(version="1", cache=MemoryCache(max_entries=1, max_bytes=1, clock=lambda: 0.0))
-        self.observe = dispatcher(self.metrics.handlers(), LogListener().handlers())
+        self.observe = Dispatcher(self.metrics.handlers(), LogListener().handlers())
 
     def tell(self, *events: Event) -> "Told":
         for event in events:

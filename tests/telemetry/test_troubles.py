@@ -12,7 +12,7 @@ from sidecar.core.events import (
     TemplatesLoaded,
     UpstreamAttempt,
 )
-from sidecar.telemetry.dispatch import dispatcher
+from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.troubles import MOST_TRANSITIONS, Troubles
 from tests.harness import ManualClock
 
@@ -24,10 +24,10 @@ class Told:
         self.clock = ManualClock()
         self.clock.now = -1.0
         self.troubles = Troubles(self.clock)
-        self.observe = dispatcher(self.troubles.handlers())
+        self.observe = Dispatcher(self.troubles.handlers())
         for event in events:
             self.clock.advance(1)
-            self.observe(event)  # type: ignore[arg-type] # each is an event
+            self.observe(event)  # each is an event
 
 
 def attempt(result: str) -> UpstreamAttempt:

@@ -16,7 +16,7 @@ from sidecar.core.events import Event, Retried, UpstreamAttempt
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.retry import RetryBudget, RetryRule, Rng
 from sidecar.upstream.breaker import Breaker
-from sidecar.upstream.guarded import Bulkhead, Confirmation, Guard, GuardedSource
+from sidecar.upstream.guarded import Bulkhead, Confirmation, Guard, GuardedSource, GuardRules
 from tests.fakes import Still, answered, document, loop_time
 
 pytestmark = pytest.mark.looptime
@@ -118,16 +118,9 @@ class World:
             clock=loop_time,
             observer=lambda _: None,
         )
+        rules = GuardRules(self.bulkhead, rule, RetryBudget(0.2, reserve), per_try_timeout, RESET_TIMEOUT)
         self.guard = Guard(
-            breaker=self.breaker,
-            bulkhead=self.bulkhead,
-            rule=rule,
-            budget=RetryBudget(0.2, reserve),
-            per_try_timeout=per_try_timeout,
-            clock=loop_time,
-            rng=rng or Still(),
-            observer=self.events.append,
-            max_quiet=RESET_TIMEOUT,
+            rules, breaker=self.breaker, clock=loop_time, rng=rng or Still(), observer=self.events.append
         )
         self.source: GuardedSource[PromptKey, Document] = GuardedSource(self.guard, self.upstream)
 

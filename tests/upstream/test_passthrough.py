@@ -17,7 +17,7 @@ from sidecar.service.ports import Generated
 from sidecar.settings import UpstreamApi
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import LARGE_BODY, UpstreamClient
-from sidecar.upstream.guarded import Bulkhead, Guard
+from sidecar.upstream.guarded import Bulkhead, Guard, GuardRules
 from sidecar.upstream.passthrough import GeneratePromptService
 from tests.fakes import Still
 from tests.harness import Exchange, Play, RawUpstream, forever, raw_upstream, settings_for, sidecar_with
@@ -44,17 +44,14 @@ class World:
             clock=time.monotonic,
             observer=self.events.append,
         )
-        guard = Guard(
-            breaker=self.breaker,
-            bulkhead=self.bulkhead,
-            rule=RetryRule(attempts=3, backoff=0.0, max_backoff=0.0, min_attempt=0.0),
-            budget=RetryBudget(0.2, 1000),
-            per_try_timeout=per_try_timeout,
-            clock=time.monotonic,
-            rng=Still(),
-            observer=self.events.append,
-            max_quiet=3600.0,
+        rules = GuardRules(
+            self.bulkhead,
+            RetryRule(attempts=3, backoff=0.0, max_backoff=0.0, min_attempt=0.0),
+            RetryBudget(0.2, 1000),
+            per_try_timeout,
+            3600.0,
         )
+        guard = Guard(rules, breaker=self.breaker, clock=time.monotonic, rng=Still(), observer=self.events.append)
         self.client = UpstreamClient(upstream.url, connect_timeout=5.0, max_response=MAX_RESPONSE)
         self.service = GeneratePromptService(self.client, guard)
 
