@@ -104,8 +104,6 @@ class Reloader:
         self._adopt = adopt
         self._observe = observer
         self._one_at_a_time = asyncio.Lock()
-        self.latest: Reloaded | None = None
-        """What came of the last one; None: there was none yet."""
 
     async def __call__(self) -> None:
         """Read again, and tell what came of it; never raises, as whoever asked goes on."""
@@ -125,5 +123,4 @@ class Reloader:
                 self._tell((), waiting)
 
     def _tell(self, problems: tuple[str, ...], waiting: tuple[str, ...]) -> None:
-        self.latest = Reloaded(time.time(), problems, waiting)
-        self._observe(self.latest)
+        self._observe(Reloaded(time.time(), problems, waiting))

@@ -27,7 +27,7 @@ class Told:
         self.observe = Dispatcher(self.troubles.handlers())
         for event in events:
             self.clock.advance(1)
-            self.observe(event)  # each is an event  # type: ignore[arg-type] # each is an event
+            self.observe(event)  # type: ignore[arg-type] # each is an event
 
 
 def attempt(result: str) -> UpstreamAttempt:
