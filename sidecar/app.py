@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
@@ -15,6 +16,7 @@ from sidecar.core.retry import Rng
 from sidecar.reload import Origin, Reloader
 from sidecar.server import generate_prompt, prompt_data
 from sidecar.server.admin import admin_routes
+from sidecar.server.door import Door
 from sidecar.server.elsewhere import Elsewhere
 from sidecar.server.generate_prompt import GeneratePrompt, Reader
 from sidecar.server.listener import Handler, Routes, make_server
@@ -77,6 +79,7 @@ async def running(
                 core.invalidations,
                 is_loopback=settings.ops.listen.is_loopback,
                 token_file=settings.ops.admin_token_file,
+                observer=core.observer,
                 others=warm_routes(
                     core.warm_jobs,
                     warm_up_rule(settings.warmup),
@@ -86,11 +89,27 @@ async def running(
             ),
             gate=await begin_warm_up(core, settings, clock),
         )
-        ops_runner = _runner(ops, settings, core.observer)
-        runner = _runner(_learnflow_routes(core, forwarder, settings, clock), settings, core.observer)
+        ops_door = Door(ops, names=_names(settings, settings.ops.listen.host), observer=core.observer)
+        learnflow = _learnflow_routes(core, forwarder, settings, clock)
+        names = _names(settings, settings.listen.host, urlsplit(settings.upstream.url).hostname or "")
+        door = Door(learnflow, names=names, observer=core.observer)
+        ops_runner = _runner(ops_door, settings, core.observer)
+        runner = _runner(door, settings, core.observer)
         try:
-            ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen", inherited.get("ops"))
-            listen = await _listen(runner, settings.listen, "listen", inherited.get("learnflow"))
+            ops_address = await _listen(
+                ops_runner,
+                settings.ops.listen,
+                "ops.listen",
+                inherited.get("ops"),
+                may_be_reached=not settings.ops.listen.is_loopback,
+            )
+            listen = await _listen(
+                runner,
+                settings.listen,
+                "listen",
+                inherited.get("learnflow"),
+                may_be_reached=settings.listen_beyond_loopback,
+            )
             if origin is not None and origin.path is not None:
                 core.background.keep(watch(origin.path, reload, since=origin.read_as), name="watch-settings")
             ready = True
@@ -102,6 +121,8 @@ async def running(
                 api=settings.upstream.api.value,
                 version=installed_version(),
             )
+            if not listen.is_loopback:
+                log.warning("listening_beyond_loopback", listen=str(listen))
             yield Sidecar(core, listen, ops_address, reload)
         finally:
             was_ready, ready = ready, False
@@ -146,6 +167,10 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     return Routes(table, elsewhere)
 
 
+def _names(settings: Settings, *names: str) -> frozenset[str]:
+    return settings.allowed_hosts | {name for name in names if name}
+
+
 @asynccontextmanager
 async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
     forwarder = Forwarder(settings.upstream.url, connect_timeout=settings.upstream.connect_timeout)
@@ -163,15 +188,21 @@ def _runner(handler: Handler, settings: Settings, observer: Observer) -> web.Ser
 
 
 async def _listen(
-    runner: web.ServerRunner, address: Address, key: str, inherited: socket.socket | None = None
+    runner: web.ServerRunner,
+    address: Address,
+    key: str,
+    inherited: socket.socket | None = None,
+    *,
+    may_be_reached: bool,
 ) -> Address:
+    """Listen, and return where; `may_be_reached`: by others than this machine."""
     await runner.setup()
     if inherited is not None:
         given = Address(*inherited.getsockname()[:2])
-        if address.is_loopback and not given.is_loopback:
+        if not (given.is_loopback or may_be_reached):
             raise StartError(
-                f"{key}: the inherited socket listens on {given}, which others can reach; allowed: loopback, as the "
-                f"setting says ({address}), or the same address in both."
+                f"{key}: the inherited socket listens on {given}, which others can reach; allowed: loopback, unless "
+                f"{'listen_beyond_loopback is true' if key == 'listen' else 'the setting names such an address, too'}."
             )
         await web.SockSite(runner, inherited, backlog=BACKLOG).start()
         return given
@@ -183,5 +214,8 @@ async def _listen(
         raise StartError(
             f"{key}: cannot listen on {address}: {reason}.{hint if error.errno == EADDRINUSE else ''}"
         ) from error
-    host, port = runner.addresses[0][:2]
-    return Address(host, port)
+    bound = [Address(*each[:2]) for each in runner.addresses]  # several, where a name has several addresses
+    for each in bound:
+        if not (each.is_loopback or may_be_reached):
+            raise StartError(f"{key}: {address} is {each} on this machine, which others can reach; write an address.")
+    return bound[0]

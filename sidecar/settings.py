@@ -512,8 +512,21 @@ class Settings:
 
     listen: Address = setting(
         Address("127.0.0.1", 8002),
-        ListenAddress(loopback_only=True),
+        ListenAddress(),
         "where LearnFlow looks for the config service (PROMPT_SERVICE_URL); only its own pod may ask",
+    )
+    listen_beyond_loopback: bool = setting(
+        False,  # noqa: FBT003 — a default, as every other key's
+        Switch(),
+        "`true`: `listen` may be an address that others can reach. Whoever does reads and changes the settings of any "
+        "user, unencrypted: so only where a network policy, or a proxy with TLS, stands before it",
+    )
+    allowed_hosts: frozenset[str] = setting(
+        frozenset(),
+        Names(),
+        "further host names under which a client may ask for the sidecar; known are localhost, every IP address, and "
+        "the names in `listen` and `upstream.url`. Others get 421: a page in a browser could have its own name resolve "
+        "to this machine (DNS rebinding). Pages of these hosts may change things; those of other sites get 403",
     )
     ops: OpsSettings = section(OpsSettings)
     upstream: UpstreamSettings = section(UpstreamSettings)
@@ -618,6 +631,9 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(path, other, "at most")
     if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
         yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
+    if not (settings.listen.is_loopback or settings.listen_beyond_loopback):
+        loopback = "a loopback host:port such as 127.0.0.1:8002 or [::1]:8002, with"
+        yield Contradiction(("listen",), ("listen_beyond_loopback",), loopback)
     yield from _of_the_store(settings.store)
     if settings.ops.listen.overlaps(settings.listen):
         yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")

@@ -1,11 +1,17 @@
 """What the sidecar says of itself at `/status` (contract §5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sidecar.service.ports import Clock
-from sidecar.settings import effective
+from sidecar.settings import Settings, effective
 from sidecar.wiring import Core, installed_version
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Name what is allowed, but not safe by itself."""
+    if not settings.listen.is_loopback:
+        yield f"listen: others can reach {settings.listen}, where no one is asked who he is, and nothing is encrypted"
 
 
 def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[str, Any]:
@@ -14,6 +20,7 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
     answer: dict[str, Any] = {
         "version": installed_version(),
         "ready": ready(),
+        "warnings": list(warnings(core.settings)),
         "upstream": {
             "url": core.settings.upstream.url,
             "api": core.settings.upstream.api.value,

@@ -27,7 +27,7 @@ USER = 987_654_321
 ODD = "{{ topic | center(9) }}"
 """Renders at the service; the gate admits no `center`."""
 TEMPLATES = {"explain": f"{CANARY} Explain {{{{ topic }}}} in {{{{ language }}}}.", "odd": f"{CANARY} {ODD}"}
-KEYS = {"version", "ready", "upstream", "not_admitted", "rollout", "parity", "cache"}
+KEYS = {"version", "ready", "warnings", "upstream", "not_admitted", "rollout", "parity", "cache"}
 
 
 class Here(Sidecar):
@@ -73,6 +73,7 @@ async def test_at_the_start_it_says_what_it_is_and_that_nothing_is_wrong() -> No
         assert await sidecar.status() == {
             "version": installed_version(),
             "ready": True,
+            "warnings": [],
             "upstream": {
                 "url": sidecar.service.url,
                 "api": "prompt-data",
