@@ -16,6 +16,7 @@ from sidecar.core.retry import Rng
 from sidecar.reload import Origin, Reloader
 from sidecar.server import generate_prompt, prompt_data
 from sidecar.server.admin import admin_routes
+from sidecar.server.connections import ConnectionLimits
 from sidecar.server.door import Door
 from sidecar.server.elsewhere import Elsewhere
 from sidecar.server.generate_prompt import GeneratePrompt, Reader
@@ -93,8 +94,13 @@ async def running(
         learnflow = _learnflow_routes(core, forwarder, settings, clock)
         names = _names(settings, settings.listen.host, urlsplit(settings.upstream.url).hostname or "")
         door = Door(learnflow, names=names, observer=core.observer)
-        ops_runner = _runner(ops_door, settings, core.observer)
-        runner = _runner(door, settings, core.observer)
+        limits = settings.limits
+        connections = ConnectionLimits(
+            limits.max_connections, limits.head_timeout, limits.keep_alive, limits.write_timeout
+        )
+        ops_connections = connections._replace(max_connections=settings.ops.max_connections, shed_as="ops_connections")
+        ops_runner = _runner(ops_door, settings, core.observer, ops_connections)
+        runner = _runner(door, settings, core.observer, connections)
         try:
             ops_address = await _listen(
                 ops_runner,
@@ -180,9 +186,12 @@ async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
         await forwarder.close()
 
 
-def _runner(handler: Handler, settings: Settings, observer: Observer) -> web.ServerRunner:
+def _runner(
+    handler: Handler, settings: Settings, observer: Observer, connections: ConnectionLimits
+) -> web.ServerRunner:
+    limits = settings.limits
     server = make_server(
-        handler, observer, max_header=settings.limits.max_header, max_headers=settings.limits.max_headers
+        handler, observer, max_header=limits.max_header, max_headers=limits.max_headers, connections=connections
     )
     return web.ServerRunner(server, shutdown_timeout=settings.deadline)
 

@@ -129,6 +129,12 @@ class OpsSettings:
         Either("null", FilePath()),
         "admin calls then need its content as a bearer token; without it they are taken on loopback only",
     )
+    max_connections: int = setting(
+        64,
+        Whole(1, 10_000),
+        "open connections to this listener, apart from LearnFlow's, so that probes and scrapes are answered when that "
+        "is full; its other limits are those of `limits`",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,6 +489,27 @@ class LimitSettings:
         16 * KIB, size("1KiB", "1MiB"), "one header line, and the request line; a larger one is refused with 431"
     )
     max_headers: int = setting(100, Whole(1, 10_000), "header lines of one request; more are refused with 431")
+    max_connections: int = setting(
+        1024,
+        Whole(1, 100_000),
+        "open connections to LearnFlow's listener; one more is answered with 503 at once. LearnFlow opens one for each "
+        "attempt, and a prompt at hand takes well under 1 ms; the process must be allowed as many open files, and some",
+    )
+    head_timeout: float = setting(
+        5.0,
+        duration("10ms", "10m"),
+        "from connecting until the head of the first request is whole; then 408. A client that gives up after 5 s has "
+        "gone by then",
+    )
+    keep_alive: float = setting(
+        75.0,
+        duration("10ms", "1d"),
+        "how long a connection stays open for the head of the next request; longer than the pauses of a client that "
+        "asks every minute, else it meets a connection that just closes",
+    )
+    write_timeout: float = setting(
+        30.0, duration("10ms", "1h"), "a client that takes nothing of its answer for so long is cut off"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

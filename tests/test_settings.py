@@ -47,7 +47,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         listen=Address("127.0.0.1", 8002),
         listen_beyond_loopback=False,
         allowed_hosts=frozenset(),
-        ops=OpsSettings(listen=Address("127.0.0.1", 9102), admin_token_file=None),
+        ops=OpsSettings(listen=Address("127.0.0.1", 9102), admin_token_file=None, max_connections=64),
         upstream=UpstreamSettings(
             url="http://prompt-config-service:8002",
             api=UpstreamApi.AUTO,
@@ -136,7 +136,15 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             max_pairs=1_000_000,
         ),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
-        limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
+        limits=LimitSettings(
+            max_body=4 * MIB,
+            max_header=16 * KIB,
+            max_headers=100,
+            max_connections=1024,
+            head_timeout=5.0,
+            keep_alive=75.0,
+            write_timeout=30.0,
+        ),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
         metrics=MetricsSettings(max_nodes=100),
     )
@@ -179,7 +187,7 @@ def test_the_effective_settings_are_written_in_their_units() -> None:
         render=RenderSettings(autoescape=False),
     )
     written = effective(settings)
-    assert written["ops"] == {"listen": "[::]:9102", "admin_token_file": "null"}
+    assert written["ops"] == {"listen": "[::]:9102", "admin_token_file": "null", "max_connections": 64}
     assert written["deadline"] == "4s"
     assert written["retry"]["budget"] == "20%"
     assert written["retry"]["attempts"] == 3
