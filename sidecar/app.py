@@ -147,6 +147,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         observer=core.observer,
         clock=clock,
         max_body=settings.limits.max_body,
+        max_bodies=settings.limits.max_bodies,
         deadline=settings.deadline,
         as_today=lambda: core.selection.current is not Generation.PROMPT_DATA,
     )
@@ -163,6 +164,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         observer=core.observer,
         clock=clock,
         max_in_flight=proxy_settings.max_in_flight,
+        max_queue=proxy_settings.max_queue,
         queue_timeout=proxy_settings.queue_timeout,
         response_timeout=proxy_settings.response_timeout,
         idle_timeout=proxy_settings.response_timeout,

@@ -318,6 +318,9 @@ class ProxySettings:
     queue_timeout: float = setting(
         2.0, duration("0s", "1m"), "how long one waits for a place before it is refused with 503"
     )
+    max_queue: int = setting(
+        128, Whole(0, 10_000), "requests that wait for a place at once; one more is refused with 503 at once"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -485,6 +488,18 @@ class LimitSettings:
     """What a request to the sidecar may weigh."""
 
     max_body: int = setting(4 * MIB, size("1KiB", "1GiB"), "a larger body is refused with 413; a context is some KiB")
+    max_bodies: int = setting(
+        32 * MIB,
+        size("1KiB", "16GiB"),
+        "of all bodies that are being read, and again of those whose requests wait for the config service; one more is "
+        "answered with 503, so that memory stays bounded. Bodies that come with their head, and hits, are not counted",
+    )
+    max_waiting: int = setting(
+        512,
+        Whole(1, 100_000),
+        "requests that wait for the config service at once; one more gets stale data, or 503 at once. Half of "
+        "`max_connections`: the rest is for hits, which wait for nothing",
+    )
     max_header: int = setting(
         16 * KIB, size("1KiB", "1MiB"), "one header line, and the request line; a larger one is refused with 431"
     )
@@ -646,6 +661,7 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         (("retry", "per_try_timeout"), retry.per_try_timeout, ("deadline",), deadline),
         (("retry", "min_attempt"), retry.min_attempt, ("deadline",), deadline),
         (("retry", "backoff"), retry.backoff, ("retry", "max_backoff"), retry.max_backoff),
+        (("limits", "max_body"), settings.limits.max_body, ("limits", "max_bodies"), settings.limits.max_bodies),
     ]
     for at, policy in policies.items():
         ordered.append(((*at, "network_timeout"), policy.network_timeout, ("deadline",), deadline))

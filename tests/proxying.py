@@ -170,7 +170,14 @@ async def proxied(
     play: Play, *, connect_timeout: float = 5.0, url: str | None = None, **limits: Any
 ) -> AsyncIterator[Setting]:
     """Run a proxy before an upstream that plays this part; `url`: before another one."""
-    given = {"max_in_flight": 8, "queue_timeout": 5.0, "response_timeout": 5.0, "idle_timeout": 5.0, **limits}
+    given = {
+        "max_in_flight": 8,
+        "max_queue": 8,
+        "queue_timeout": 5.0,
+        "response_timeout": 5.0,
+        "idle_timeout": 5.0,
+        **limits,
+    }
     upstream = Upstream(play)
     async with upstream.running():
         setting = Setting(0, upstream, Watching())

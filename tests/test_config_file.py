@@ -529,6 +529,8 @@ def in_agreement(found: Settings) -> Settings:
     return replace(
         found,
         deadline=600.0,
+        listen_beyond_loopback=True,
+        limits=replace(found.limits, max_bodies=max(found.limits.max_bodies, found.limits.max_body)),
         ops=replace(found.ops, listen=replace(found.ops.listen, port=0)),
         retry=replace(found.retry, max_backoff=60.0),
         policy=PolicySettings(default=right(found.policy.default), nodes=nodes),

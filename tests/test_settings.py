@@ -95,7 +95,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         routes=dict.fromkeys(
             ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders"), Policy()
         ),
-        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0),
+        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0, max_queue=128),
         store=StoreSettings(
             kind=StoreKind.FILE,
             path=Path(".sidecar/cache.db"),
@@ -138,6 +138,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
         limits=LimitSettings(
             max_body=4 * MIB,
+            max_bodies=32 * MIB,
+            max_waiting=512,
             max_header=16 * KIB,
             max_headers=100,
             max_connections=1024,
