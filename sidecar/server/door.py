@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Iterable
 from functools import lru_cache
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from sidecar.core.doors import is_cross_site, is_own_host
 from sidecar.core.events import Refused
@@ -12,8 +13,7 @@ from sidecar.server.listener import Handler
 from sidecar.server.responses import problem
 from sidecar.service.ports import Observer
 
-MAX_AUTHORITY = 300
-"""Characters: a host name has 253 at most (RFC 1035 §2.3.4), a port 5."""
+_SEC_FETCH_SITE = istr("Sec-Fetch-Site")
 
 
 class Door:
@@ -33,13 +33,14 @@ class Door:
     def __call__(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         """Hand a request on, or refuse it; no coroutine of its own, as all requests come through here."""
         headers = request.headers
-        authority = headers.get("Host") if request.raw_path.startswith("/") else _authority(request)
-        if authority is not None and (len(authority) > MAX_AUTHORITY or not self._is_own(authority)):
+        authority = headers.get(hdrs.HOST) if request.raw_path.startswith("/") else _authority(request)
+        if authority is not None and not self._is_own(authority):
             return self._refuse(request, 421, "host", _NOT_OURS)
-        if request.method not in SAFE_METHODS and is_cross_site(
-            headers.get("Origin"), headers.get("Sec-Fetch-Site"), authority or "", self._names
-        ):
-            return self._refuse(request, 403, "cross_site", _FOREIGN)
+        if request.method not in SAFE_METHODS:
+            origin, site = headers.get(hdrs.ORIGIN), headers.get(_SEC_FETCH_SITE)
+            from_a_browser = origin is not None or site is not None
+            if from_a_browser and is_cross_site(origin, site, authority or "", self._names):
+                return self._refuse(request, 403, "cross_site", _FOREIGN)
         return self._handler(request)
 
     async def _refuse(self, request: web.BaseRequest, status: int, reason: str, detail: str) -> web.StreamResponse:
@@ -57,4 +58,4 @@ _FOREIGN = "A page of another site may change nothing here, unless allowed_hosts
 def _authority(request: web.BaseRequest) -> str | None:
     """Return the host of an absolute form, which counts more than the header (RFC 9112 §3.2.2)."""
     _, found, rest = request.raw_path.partition("://")
-    return rest.partition("/")[0].partition("?")[0] if found else request.headers.get("Host")
+    return rest.partition("/")[0].partition("?")[0] if found else request.headers.get(hdrs.HOST)

@@ -69,11 +69,6 @@ async def test_in_absolute_form_the_targets_own_host_counts() -> None:
         assert (await here.client.ask(asking("Host: rebound.example", method="OPTIONS", target="*"))).status == 421
 
 
-async def test_a_name_longer_than_any_is_421() -> None:
-    async with behind_a_door("a" * 400) as here:
-        assert (await here.client.ask(asking(f"Host: {'a' * 400}"))).status == 421
-
-
 async def test_http_1_0_may_have_no_host() -> None:
     async with behind_a_door() as here:
         assert (await here.client.ask(asking(version="1.0"))).status == 200
