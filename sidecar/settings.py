@@ -495,9 +495,9 @@ class LimitSettings:
         "answered with 503, so that memory stays bounded. Bodies that come with their head, and hits, are not counted",
     )
     max_waiting: int = setting(
-        512,
+        768,
         Whole(1, 100_000),
-        "requests that wait for the config service at once; one more gets stale data, or 503 at once. Half of "
+        "requests that wait for the config service at once; one more gets stale data, or 503 at once. Three quarters of "
         "`max_connections`: the rest is for hits, which wait for nothing",
     )
     max_header: int = setting(

@@ -139,7 +139,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         limits=LimitSettings(
             max_body=4 * MIB,
             max_bodies=32 * MIB,
-            max_waiting=512,
+            max_waiting=768,
             max_header=16 * KIB,
             max_headers=100,
             max_connections=1024,
