@@ -497,8 +497,8 @@ class LimitSettings:
     max_waiting: int = setting(
         768,
         Whole(1, 100_000),
-        "requests that wait for the config service at once; one more gets stale data, or 503 at once. Three quarters of "
-        "`max_connections`: the rest is for hits, which wait for nothing",
+        "requests that wait for the config service at once; one more gets stale data, or 503 at once. Three quarters "
+        "of `max_connections`: the rest is for hits, which wait for nothing",
     )
     max_header: int = setting(
         16 * KIB, size("1KiB", "1MiB"), "one header line, and the request line; a larger one is refused with 431"
