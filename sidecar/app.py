@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
@@ -18,6 +19,8 @@ from sidecar.drain import BACKGROUND, OPS, REQUESTS, Drain
 from sidecar.reload import Origin, Reload, Reloader
 from sidecar.server import generate_prompt, prompt_data
 from sidecar.server.admin import admin_routes
+from sidecar.server.connections import ConnectionLimits
+from sidecar.server.door import Door
 from sidecar.server.elsewhere import Elsewhere
 from sidecar.server.generate_prompt import GeneratePrompt, Reader
 from sidecar.server.leaving import LeavingServer, accept_rest
@@ -94,8 +97,11 @@ async def running(
                 admin=_admin_calls(core, of),
             )
 
+        def learnflow_calls(of: Settings) -> Routes:
+            return _learnflow_routes(core, forwarder, of, clock)
+
         def adopt(changed: Settings) -> None:
-            new_calls, new_ops = _learnflow_routes(core, forwarder, changed, clock), ops_calls(changed)
+            new_calls, new_ops = learnflow_calls(changed), ops_calls(changed)
             core.adopt(changed)
             drain.adopt(changed.drain)
             calls.become(new_calls)
@@ -106,13 +112,24 @@ async def running(
 
         reloader = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, adopt, core.observer)
         reload = around_reload(reloader)
-        calls, ops = _learnflow_routes(core, forwarder, settings, clock), ops_calls(settings)
-        ops_server = _server(ops, settings, core.observer)
-        server = _server(calls, settings, core.observer)
+        calls, ops = learnflow_calls(settings), ops_calls(settings)
+        server, ops_server = _servers(calls, ops, settings, core.observer)
         ops_runner, runner = (web.ServerRunner(each, shutdown_timeout=CUT_SECONDS) for each in (ops_server, server))
         try:
-            ops_address = await _listen(ops_runner, settings.ops.listen, "ops.listen", inherited.get("ops"))
-            listen = await _listen(runner, settings.listen, "listen", inherited.get("learnflow"))
+            ops_address = await _listen(
+                ops_runner,
+                settings.ops.listen,
+                "ops.listen",
+                inherited.get("ops"),
+                may_be_reached=not settings.ops.listen.is_loopback,
+            )
+            listen = await _listen(
+                runner,
+                settings.listen,
+                "listen",
+                inherited.get("learnflow"),
+                may_be_reached=settings.listen_beyond_loopback,
+            )
             if origin is not None and origin.path is not None:
                 watching = watch(origin.path, reload, since=origin.read_as, failed=failed)
                 core.background.keep(watching, name="watch-settings")
@@ -125,6 +142,8 @@ async def running(
                 api=settings.upstream.api.value,
                 version=installed_version(),
             )
+            if not listen.is_loopback:
+                log.warning("listening_beyond_loopback", listen=str(listen))
             yield Sidecar(core, listen, ops_address, reload)
         finally:
             was_ready, ready = ready, False
@@ -147,6 +166,7 @@ def _admin_calls(core: Core, settings: Settings) -> dict[tuple[str, str], Handle
         core.invalidations,
         is_loopback=settings.ops.listen.is_loopback,
         token_file=settings.ops.admin_token_file,
+        observer=core.observer,
         others=warm_routes(
             core.warm_jobs,
             warm_up_rule(settings.warmup),
@@ -163,6 +183,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         observer=core.observer,
         clock=clock,
         max_body=settings.limits.max_body,
+        max_bodies=settings.limits.max_bodies,
         deadline=settings.deadline,
         as_today=lambda: core.selection.current is not Generation.PROMPT_DATA,
     )
@@ -179,6 +200,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         observer=core.observer,
         clock=clock,
         max_in_flight=proxy_settings.max_in_flight,
+        max_queue=proxy_settings.max_queue,
         queue_timeout=proxy_settings.queue_timeout,
         response_timeout=proxy_settings.response_timeout,
         idle_timeout=proxy_settings.response_timeout,
@@ -187,6 +209,10 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     elsewhere = Elsewhere(lambda: (core.routes, core.settings.deadline), core.reads, proxy, clock=clock)
     table = {("POST", generate_prompt.PATH): traced(prompts), ("POST", prompt_data.PATH): traced(parts)}
     return Routes(table, elsewhere)
+
+
+def _names(settings: Settings, *names: str) -> frozenset[str]:
+    return settings.allowed_hosts | {name for name in names if name}
 
 
 @asynccontextmanager
@@ -198,9 +224,23 @@ async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
         await forwarder.close()
 
 
-def _server(handler: Handler, settings: Settings, observer: Observer) -> LeavingServer:
+def _servers(
+    calls: Handler, ops: Handler, settings: Settings, observer: Observer
+) -> tuple[LeavingServer, LeavingServer]:
+    """Return the servers of LearnFlow's listener and of the ops listener, each behind its door."""
+    names = _names(settings, settings.listen.host, urlsplit(settings.upstream.url).hostname or "")
+    door = Door(calls, names=names, observer=observer)
+    ops_door = Door(ops, names=_names(settings, settings.ops.listen.host), observer=observer)
+    limits = settings.limits
+    connections = ConnectionLimits(limits.max_connections, limits.head_timeout, limits.keep_alive, limits.write_timeout)
+    ops_connections = connections._replace(max_connections=settings.ops.max_connections, shed_as="ops_connections")
+    return _server(door, settings, observer, connections), _server(ops_door, settings, observer, ops_connections)
+
+
+def _server(handler: Handler, settings: Settings, observer: Observer, connections: ConnectionLimits) -> LeavingServer:
+    limits = settings.limits
     return make_server(
-        handler, observer, max_header=settings.limits.max_header, max_headers=settings.limits.max_headers
+        handler, observer, max_header=limits.max_header, max_headers=limits.max_headers, connections=connections
     )
 
 
@@ -216,15 +256,21 @@ async def _stop_accepting(runner: web.ServerRunner, server: LeavingServer, inher
 
 
 async def _listen(
-    runner: web.ServerRunner, address: Address, key: str, inherited: socket.socket | None = None
+    runner: web.ServerRunner,
+    address: Address,
+    key: str,
+    inherited: socket.socket | None = None,
+    *,
+    may_be_reached: bool,
 ) -> Address:
+    """Listen, and return where; `may_be_reached`: by others than this machine."""
     await runner.setup()
     if inherited is not None:
         given = Address(*inherited.getsockname()[:2])
-        if address.is_loopback and not given.is_loopback:
+        if not (given.is_loopback or may_be_reached):
             raise StartError(
-                f"{key}: the inherited socket listens on {given}, which others can reach; allowed: loopback, as the "
-                f"setting says ({address}), or the same address in both."
+                f"{key}: the inherited socket listens on {given}, which others can reach; allowed: loopback, unless "
+                f"{'listen_beyond_loopback is true' if key == 'listen' else 'the setting names such an address, too'}."
             )
         await web.SockSite(runner, inherited, backlog=BACKLOG).start()
         return given
@@ -236,5 +282,8 @@ async def _listen(
         raise StartError(
             f"{key}: cannot listen on {address}: {reason}.{hint if error.errno == EADDRINUSE else ''}"
         ) from error
-    host, port = runner.addresses[0][:2]
-    return Address(host, port)
+    bound = [Address(*each[:2]) for each in runner.addresses]  # several, where a name has several addresses
+    for each in bound:
+        if not (each.is_loopback or may_be_reached):
+            raise StartError(f"{key}: {address} is {each} on this machine, which others can reach; write an address.")
+    return bound[0]

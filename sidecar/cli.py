@@ -153,10 +153,12 @@ def run(config: Path | None, **flags: str | None) -> None:
     from sidecar.activation import inherited
     from sidecar.app import running
     from sidecar.drain import Drain
+    from sidecar.open_files import allow, wanted
     from sidecar.sd_notify import Notifier
     from sidecar.telemetry.logs import configure_logs
 
     configure_logs(level=settings.log.level.value, style=settings.log.format.value)
+    allow(wanted(settings))
 
     async def serve() -> None:
         stop, hung_up, drain = asyncio.Event(), asyncio.Event(), Drain(settings.drain)

@@ -134,6 +134,12 @@ class OpsSettings:
         Either("null", FilePath()),
         "admin calls then need its content as a bearer token; without it they are taken on loopback only",
     )
+    max_connections: int = setting(
+        64,
+        Whole(1, 10_000),
+        "open connections to this listener, apart from LearnFlow's, so that probes and scrapes are answered when that "
+        "is full; its other limits are those of `limits`",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +323,9 @@ class ProxySettings:
     queue_timeout: float = setting(
         2.0, duration("0s", "1m"), "how long one waits for a place before it is refused with 503"
     )
+    max_queue: int = setting(
+        128, Whole(0, 10_000), "requests that wait for a place at once; one more is refused with 503 at once"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -484,10 +493,43 @@ class LimitSettings:
     """What a request to the sidecar may weigh."""
 
     max_body: int = setting(4 * MIB, size("1KiB", "1GiB"), "a larger body is refused with 413; a context is some KiB")
+    max_bodies: int = setting(
+        32 * MIB,
+        size("1KiB", "16GiB"),
+        "of all bodies that are being read, and again of those whose requests wait for the config service; one more is "
+        "answered with 503, so that memory stays bounded. Bodies that come with their head, and hits, are not counted",
+    )
+    max_waiting: int = setting(
+        768,
+        Whole(1, 100_000),
+        "requests that wait for the config service at once; one more gets stale data, or 503 at once. Three quarters "
+        "of `max_connections`: the rest is for hits, which wait for nothing",
+    )
     max_header: int = setting(
         16 * KIB, size("1KiB", "1MiB"), "one header line, and the request line; a larger one is refused with 431"
     )
     max_headers: int = setting(100, Whole(1, 10_000), "header lines of one request; more are refused with 431")
+    max_connections: int = setting(
+        1024,
+        Whole(1, 100_000),
+        "open connections to LearnFlow's listener; one more is answered with 503 at once. LearnFlow opens one for each "
+        "attempt, and a prompt at hand takes well under 1 ms; the process must be allowed as many open files, and some",
+    )
+    head_timeout: float = setting(
+        5.0,
+        duration("10ms", "10m"),
+        "from connecting until the head of the first request is whole; then 408. A client that gives up after 5 s has "
+        "gone by then",
+    )
+    keep_alive: float = setting(
+        75.0,
+        duration("10ms", "1d"),
+        "how long a connection stays open for the head of the next request; longer than the pauses of a client that "
+        "asks every minute, else it meets a connection that just closes",
+    )
+    write_timeout: float = setting(
+        30.0, duration("10ms", "1h"), "a client that takes nothing of its answer for so long is cut off"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -541,8 +583,21 @@ class Settings:
 
     listen: Address = setting(
         Address("127.0.0.1", 8002),
-        ListenAddress(loopback_only=True),
+        ListenAddress(),
         "where LearnFlow looks for the config service (PROMPT_SERVICE_URL); only its own pod may ask",
+    )
+    listen_beyond_loopback: bool = setting(
+        False,  # noqa: FBT003 — a default, as every other key's
+        Switch(),
+        "`true`: `listen` may be an address that others can reach. Whoever does reads and changes the settings of any "
+        "user, unencrypted: so only where a network policy, or a proxy with TLS, stands before it",
+    )
+    allowed_hosts: frozenset[str] = setting(
+        frozenset(),
+        Names(),
+        "further host names under which a client may ask for the sidecar; known are localhost, every IP address, and "
+        "the names in `listen` and `upstream.url`. Others get 421: a page in a browser could have its own name resolve "
+        "to this machine (DNS rebinding). Pages of these hosts may change things; those of other sites get 403",
     )
     ops: OpsSettings = section(OpsSettings)
     upstream: UpstreamSettings = section(UpstreamSettings)
@@ -636,6 +691,7 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         (("retry", "per_try_timeout"), retry.per_try_timeout, ("deadline",), deadline),
         (("retry", "min_attempt"), retry.min_attempt, ("deadline",), deadline),
         (("retry", "backoff"), retry.backoff, ("retry", "max_backoff"), retry.max_backoff),
+        (("limits", "max_body"), settings.limits.max_body, ("limits", "max_bodies"), settings.limits.max_bodies),
     ]
     for at, policy in policies.items():
         ordered.append(((*at, "network_timeout"), policy.network_timeout, ("deadline",), deadline))
@@ -648,6 +704,9 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             yield Contradiction(path, other, "at most")
     if settings.upstream.api is UpstreamApi.PLACEHOLDERS and settings.upstream.templates_file is None:
         yield Contradiction(("upstream", "templates_file"), ("upstream", "api"), "the path of prompts.yaml, with")
+    if not (settings.listen.is_loopback or settings.listen_beyond_loopback):
+        loopback = "a loopback host:port such as 127.0.0.1:8002 or [::1]:8002, with"
+        yield Contradiction(("listen",), ("listen_beyond_loopback",), loopback)
     yield from _of_the_store(settings.store)
     if deadline > settings.drain.timeout * DRAIN_FOR_REQUESTS:
         yield Contradiction(("deadline",), ("drain", "timeout"), "at most three quarters of")

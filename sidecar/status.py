@@ -50,6 +50,7 @@ class StatusReport:
             reasons=[],
             version=self._version,
             ready=self._ready(),
+            warnings=[*warnings(core.settings)],
             at=self._at(self._clock()),
             started_at=self._at(self._started_at),
             upstream=self._upstream(),
@@ -216,6 +217,12 @@ class StatusReport:
                 for minute in minutes
             ],
         )
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Name what is allowed, but not safe by itself."""
+    if not settings.listen.is_loopback:
+        yield f"listen: others can reach {settings.listen}, where no one is asked who he is, and nothing is encrypted"
 
 
 def _last_turn(changes: Iterable[tuple[float, str]], started_at: float) -> float:

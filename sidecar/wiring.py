@@ -29,6 +29,7 @@ from sidecar.service.prompts import PromptManager, Rules
 from sidecar.service.rendering import ConfirmedNodes
 from sidecar.service.resources import Resources
 from sidecar.service.shadow import Shadow, ShadowRule
+from sidecar.service.waiting import Waiting
 from sidecar.service.warm_jobs import WarmJobs
 from sidecar.service.warmup import WarmUp
 from sidecar.service.writes import Writes
@@ -247,6 +248,7 @@ async def open_core(
         rng=rng,
         background=background,
         observer=observer,
+        waiting=Waiting(max_requests=settings.limits.max_waiting, max_bytes=settings.limits.max_bodies),
         max_nodes=settings.metrics.max_nodes,
     )
     core = Core(

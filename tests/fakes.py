@@ -25,6 +25,7 @@ from sidecar.service.prompts import PromptManager, Rules
 from sidecar.service.rendering import ConfirmedNodes
 from sidecar.service.resources import Resources
 from sidecar.service.shadow import Shadow, ShadowRule
+from sidecar.service.waiting import Waiting
 from sidecar.service.writes import Writes
 from sidecar.upstream.guarded import Confirmation
 
@@ -170,6 +171,8 @@ class FakeService:
 
 
 EVERYONE = RolloutRule(fraction=1.0, nodes=None, exclude=frozenset())
+MAX_BODIES = 10_000
+"""Bytes."""
 NO_SHADOW = ShadowRule(sample_rate=0.0, max_in_flight=4, max_mismatches=3, window=600.0)
 
 
@@ -186,6 +189,7 @@ class World:
         rollout: RolloutRule = EVERYONE,
         local_on_failure: bool = False,
         shadow: ShadowRule = NO_SHADOW,
+        max_waiting: int = 1000,
     ) -> None:
         self.events: list[Event] = []
         self.source = FakeSource()
@@ -243,6 +247,7 @@ class World:
             rng=Still(),
             background=self.background,
             observer=self.events.append,
+            waiting=Waiting(max_requests=max_waiting, max_bytes=MAX_BODIES),
             max_nodes=max_nodes,
         )
         self.selection.begin()

@@ -17,7 +17,7 @@ from sidecar.server import listener
 from sidecar.server.proxy import Proxy
 from sidecar.service.forwarding import WriteEnd
 from sidecar.upstream.forward import Forwarder
-from tests.wire import PATIENCE, Wire
+from tests.wire import CONNECTIONS, PATIENCE, Wire
 
 OK = b"HTTP/1.1 200 OK\r\n"
 EMPTY = OK + b"Content-Length: 0\r\n\r\n"
@@ -170,7 +170,14 @@ async def proxied(
     play: Play, *, connect_timeout: float = 5.0, url: str | None = None, **limits: Any
 ) -> AsyncIterator[Setting]:
     """Run a proxy before an upstream that plays this part; `url`: before another one."""
-    given = {"max_in_flight": 8, "queue_timeout": 5.0, "response_timeout": 5.0, "idle_timeout": 5.0, **limits}
+    given = {
+        "max_in_flight": 8,
+        "max_queue": 8,
+        "queue_timeout": 5.0,
+        "response_timeout": 5.0,
+        "idle_timeout": 5.0,
+        **limits,
+    }
     upstream = Upstream(play)
     async with upstream.running():
         setting = Setting(0, upstream, Watching())
@@ -178,7 +185,9 @@ async def proxied(
         given = {"watch": setting.watch, **given}
         proxy = Proxy(forwarder, observer=setting.observe, clock=time.monotonic, **given)
         with patch.object(listener, "LINGER_SECONDS", 0.05):
-            setting.server = listener.make_server(proxy, setting.observe, max_header=8192, max_headers=100)
+            setting.server = listener.make_server(
+                proxy, setting.observe, max_header=8192, max_headers=100, connections=CONNECTIONS
+            )
         runner = web.ServerRunner(setting.server, shutdown_timeout=1.0)
         await runner.setup()
         try:

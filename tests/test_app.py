@@ -106,11 +106,11 @@ async def test_it_is_ready_only_when_both_listeners_listen(monkeypatch: pytest.M
     seen: list[int] = []
     ops: list[Address] = []
 
-    async def watched(runner: Any, address: Address, key: str, *inherited: Any) -> Address:
+    async def watched(runner: Any, address: Address, key: str, *inherited: Any, **how: Any) -> Address:
         if key == "listen":
             seen.append(await status_of(ops[0], "/readyz"))
             seen.append(await status_of(ops[0], "/livez"))
-        bound = await listen(runner, address, key, *inherited)
+        bound = await listen(runner, address, key, *inherited, **how)
         ops.append(bound)
         return bound
 

@@ -31,8 +31,8 @@ DURATION = "with its unit (ms, s, m, h, d)"
 DEADLINE = f"a duration from 10ms to 10m, {DURATION}"
 PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
-TOP = "listen, ops, upstream, deadline, retry, breaker, policy, render, rollout, shadow, routes, "
-TOP += "proxy, cache, store, warmup, limits, drain, log, metrics"
+TOP = "listen, listen_beyond_loopback, allowed_hosts, ops, upstream, deadline, retry, breaker, policy, render, "
+TOP += "rollout, shadow, routes, proxy, cache, store, warmup, limits, drain, log, metrics"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
 
@@ -277,8 +277,21 @@ def test_a_listener_beyond_loopback_is_refused_with_the_reason() -> None:
     found = problem(listen="0.0.0.0:8002")
     assert (found.key, found.value, found.source) == ("listen", "'0.0.0.0:8002'", "flag --listen")
     assert found.allowed.startswith("a loopback host:port")
-    assert found.allowed.endswith("in this version only the sidecar's own pod may reach it")
-    assert read(listen="localhost:8002").listen == Address("localhost", 8002)
+    assert found.allowed.endswith("with listen_beyond_loopback, which is False (default)")
+
+
+@pytest.mark.parametrize("listen", ["localhost:8002", "127.9.9.9:8002", "[::1]:8002", "[::ffff:127.0.0.1]:8002"])
+def test_a_loopback_listener_needs_no_leave(listen: str) -> None:
+    assert read(listen=listen).listen.is_loopback
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["0.0.0.0:8002", "[::]:8002", "10.1.2.3:8002", "[fd00::1]:8002", "[::ffff:a01:203]:8002", "some-host:8002"],
+)
+def test_any_other_listener_needs_leave(listen: str) -> None:
+    assert problem(listen=listen).key == "listen"
+    assert str(read(environ={"SIDECAR_LISTEN_BEYOND_LOOPBACK": "true"}, listen=listen).listen) == listen
 
 
 UNKNOWN = [
@@ -517,6 +530,8 @@ def in_agreement(found: Settings) -> Settings:
         found,
         deadline=600.0,
         drain=replace(found.drain, timeout=3600.0),
+        listen_beyond_loopback=True,
+        limits=replace(found.limits, max_bodies=max(found.limits.max_bodies, found.limits.max_body)),
         ops=replace(found.ops, listen=replace(found.ops.listen, port=0)),
         retry=replace(found.retry, max_backoff=60.0),
         policy=PolicySettings(default=right(found.policy.default), nodes=nodes),

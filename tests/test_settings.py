@@ -46,7 +46,9 @@ KIB, MIB = 1024, 1024 * 1024
 def test_the_defaults_are_those_of_the_contract() -> None:
     assert Settings() == Settings(
         listen=Address("127.0.0.1", 8002),
-        ops=OpsSettings(listen=Address("127.0.0.1", 9102), admin_token_file=None),
+        listen_beyond_loopback=False,
+        allowed_hosts=frozenset(),
+        ops=OpsSettings(listen=Address("127.0.0.1", 9102), admin_token_file=None, max_connections=64),
         upstream=UpstreamSettings(
             url="http://prompt-config-service:8002",
             api=UpstreamApi.AUTO,
@@ -94,7 +96,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         routes=dict.fromkeys(
             ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders"), Policy()
         ),
-        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0),
+        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0, max_queue=128),
         store=StoreSettings(
             kind=StoreKind.FILE,
             path=Path(".sidecar/cache.db"),
@@ -135,7 +137,17 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             max_pairs=1_000_000,
         ),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
-        limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
+        limits=LimitSettings(
+            max_body=4 * MIB,
+            max_bodies=32 * MIB,
+            max_waiting=768,
+            max_header=16 * KIB,
+            max_headers=100,
+            max_connections=1024,
+            head_timeout=5.0,
+            keep_alive=75.0,
+            write_timeout=30.0,
+        ),
         drain=DrainSettings(delay=0.0, idle_grace=1.0, timeout=8.0),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
         metrics=MetricsSettings(max_nodes=100),
@@ -179,7 +191,7 @@ def test_the_effective_settings_are_written_in_their_units() -> None:
         render=RenderSettings(autoescape=False),
     )
     written = effective(settings)
-    assert written["ops"] == {"listen": "[::]:9102", "admin_token_file": "null"}
+    assert written["ops"] == {"listen": "[::]:9102", "admin_token_file": "null", "max_connections": 64}
     assert written["deadline"] == "4s"
     assert written["retry"]["budget"] == "20%"
     assert written["retry"]["attempts"] == 3

@@ -14,9 +14,13 @@ from sidecar.core.events import Event
 from sidecar.demo.reference.service import create_app
 from sidecar.demo.reference.state import STATE, ReferenceOptions, State
 from sidecar.server import listener
+from sidecar.server.connections import ConnectionLimits
 
 PATIENCE = 10.0
 """Seconds until a test that waits for something fails; far more than it takes."""
+
+
+CONNECTIONS = ConnectionLimits(max_connections=1000, head_timeout=60.0, keep_alive=60.0, write_timeout=60.0)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -87,15 +91,19 @@ class Wire:
         async with asyncio.timeout(PATIENCE):
             return await self._reader.readline()
 
-    async def answer(self, *, to_head: bool = False) -> Answer:
-        """Read one response: its head by lines, its body by Content-Length."""
+    async def answer(self, *, to_head: bool = False, pause: float = 0.0) -> Answer:
+        """Read one response: its head by lines, its body by Content-Length; `pause`: seconds after each piece."""
         async with asyncio.timeout(PATIENCE):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("ascii")
             status_line, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
             headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
             answer = Answer(status_line, headers, b"")
             length = int(answer.header("Content-Length") or 0)
-            return answer._replace(body=b"" if to_head else await self._reader.readexactly(length))
+            body = b""
+            while len(body) < length and not to_head:
+                body += await self._reader.readexactly(min(length - len(body), 2**18 if pause else length))
+                await asyncio.sleep(pause)
+            return answer._replace(body=body)
 
     async def ask(self, data: bytes) -> Answer:
         await self.send(data)
@@ -155,12 +163,19 @@ class Serving(NamedTuple):
 
 @asynccontextmanager
 async def serving(
-    handler: listener.Handler, *, events: list[Event] | None = None, max_header: int = 1024, max_headers: int = 20
+    handler: listener.Handler,
+    *,
+    events: list[Event] | None = None,
+    max_header: int = 1024,
+    max_headers: int = 20,
+    connections: ConnectionLimits = CONNECTIONS,
 ) -> AsyncIterator[Serving]:
     """Serve a handler as each of the sidecar's listeners does."""
     events = [] if events is None else events
     with patch.object(listener, "LINGER_SECONDS", 0.1):
-        server = listener.make_server(handler, events.append, max_header=max_header, max_headers=max_headers)
+        server = listener.make_server(
+            handler, events.append, max_header=max_header, max_headers=max_headers, connections=connections
+        )
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
     try:

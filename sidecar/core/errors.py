@@ -24,6 +24,7 @@ class FailureKind(StrEnum):
     NOT_ADMITTED = "not_admitted"
     ENDPOINT_GONE = "endpoint_gone"
     CIRCUIT_OPEN = "circuit_open"
+    OVERLOAD = "overload"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
 
@@ -135,6 +136,14 @@ FAILURE_TABLE: Mapping[FailureKind, FailureRule] = MappingProxyType(
         ),
         FailureKind.CIRCUIT_OPEN: FailureRule(
             "the circuit is open: the upstream was not asked",
+            retry=False,
+            verdict=Verdict.NEUTRAL,
+            stale=True,
+            evicts=False,
+            status=503,
+        ),
+        FailureKind.OVERLOAD: FailureRule(
+            "too many requests wait for the upstream already: it was not asked",
             retry=False,
             verdict=Verdict.NEUTRAL,
             stale=True,

@@ -216,6 +216,24 @@ class Proxied(NamedTuple):
     seconds: float
 
 
+class Refused(NamedTuple):
+    """A client was turned away for how it asked.
+
+    `reason`: host, cross_site, token (an admin call), slow_head or slow_reader.
+    """
+
+    reason: str
+
+
+class Shed(NamedTuple):
+    """A request was turned away because there are too many.
+
+    `reason`: connections, ops_connections, bodies or waiting.
+    """
+
+    reason: str
+
+
 class Crashed(NamedTuple):
     """A request or a background task ended by an error that nobody foresaw."""
 
@@ -248,5 +266,7 @@ Event = (
     | RenderedEmpty
     | NotRendered
     | Proxied
+    | Refused
+    | Shed
     | Crashed
 )

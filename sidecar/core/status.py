@@ -220,6 +220,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     reasons: Annotated[list[Reason], Meta(description="The worst first; empty when healthy.")]
     version: str
     ready: bool
+    warnings: Annotated[list[str], Meta(description="What is allowed by the settings, but not safe by itself.")]
     at: Annotated[Instant, Meta(description="Now.")]
     started_at: Instant
     upstream: Upstream

@@ -302,6 +302,8 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether only this machine (in a pod: only this pod) can reach it."""
         ip = _ip(self.host)
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
         return self.host == "localhost" if ip is None else ip.is_loopback
 
     def overlaps(self, other: "Address") -> bool:
@@ -320,17 +322,10 @@ _NAME = re.compile(r"(?:(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[A-Za-z0-9_-]*
 _HIGHEST_PORT = 65535
 
 
-@dataclass(frozen=True)
 class ListenAddress(Kind[Address]):
     """A `host:port` to listen on."""
 
-    loopback_only: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """Show the form; a trap of YAML's is named here, where it is met."""
-        who = "a loopback host:port" if self.loopback_only else "host:port"
-        return f"{who} such as 127.0.0.1:8002 or [::1]:8002 (quoted in YAML), port 0 to 65535 (0: any free one)"
+    allowed = "host:port such as 127.0.0.1:8002 or [::1]:8002 (quoted in YAML), port 0 to 65535 (0: any free one)"
 
     def parse(self, text: str) -> Address:
         """Read `host:port` or `[IPv6]:port`."""
@@ -338,10 +333,7 @@ class ListenAddress(Kind[Address]):
         host = found and _host(found["host"])
         if not found or not host or int(found["port"]) > _HIGHEST_PORT:
             raise ValueError(self.allowed)
-        address = Address(host, int(found["port"]))
-        if self.loopback_only and not address.is_loopback:
-            raise ValueError(f"{self.allowed}; in this version only the sidecar's own pod may reach it")
-        return address
+        return Address(host, int(found["port"]))
 
     def format(self, value: Address) -> str:
         """Write it as it is read."""

@@ -8,10 +8,12 @@ from typing import Annotated, Literal, Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
+from sidecar.core.events import Refused
 from sidecar.core.routes import MOST_ID
 from sidecar.server.body import BodyError, read_body
 from sidecar.server.listener import Handler
 from sidecar.server.responses import problem
+from sidecar.service.ports import Observer
 
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 5.0
@@ -80,6 +82,7 @@ def admin_routes(
     *,
     is_loopback: bool,
     token_file: Path | None,
+    observer: Observer,
     others: Mapping[tuple[str, str], Handler] | None = None,
 ) -> dict[tuple[str, str], Handler]:
     """Return the admin calls by method and path; `others`: further ones, to be guarded in the same way."""
@@ -99,7 +102,10 @@ def admin_routes(
     def guarded(handler: Handler) -> Handler:
         async def allowed(request: web.BaseRequest) -> web.StreamResponse:
             refusal = _refusal(request, is_loopback=is_loopback, token_file=token_file)
-            return refusal or await handler(request)
+            if refusal is None:
+                return await handler(request)
+            observer(Refused("token"))
+            return refusal
 
         return allowed
 
@@ -136,7 +142,8 @@ def _refusal(request: web.BaseRequest, *, is_loopback: bool, token_file: Path | 
         token = token_file.read_text("utf-8").strip().encode()
     except (OSError, UnicodeDecodeError):
         return problem(503, "The file of ops.admin_token_file cannot be read.")
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
-    if not token or not hmac.compare_digest(given, token):
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    matches = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token)
+    if not token or scheme.lower() != "bearer" or not matches:
         return problem(401, "An admin call needs the token.", headers={"WWW-Authenticate": "Bearer"})
     return None

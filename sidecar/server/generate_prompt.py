@@ -9,7 +9,7 @@ from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import PromptError
 from sidecar.core.events import Outcome, RequestOutcome
 from sidecar.core.today import UNREADABLE_BODY
-from sidecar.server.body import BodyError, read_body
+from sidecar.server.body import BodyError, BodyRoom, read_body
 from sidecar.server.requests import (
     BadRequestError,
     PromptRequest,
@@ -29,17 +29,28 @@ class Reader:
     """Read a request for a prompt or its parts, and refuse what is none."""
 
     def __init__(
-        self, *, observer: Observer, clock: Clock, max_body: int, deadline: float, as_today: Callable[[], bool]
+        self,
+        *,
+        observer: Observer,
+        clock: Clock,
+        max_body: int,
+        max_bodies: int,
+        deadline: float,
+        as_today: Callable[[], bool],
     ) -> None:
-        """`as_today`: whether a body of another type, or none that is text, is refused as today's service does it."""
+        """`max_body`, `max_bodies`: bytes, of one, and of all that are being read.
+
+        `as_today`: whether a body of another type, or none that is text, is refused as today's service does it.
+        """
         self._observe = observer
         self._clock = clock
         self._max_body = max_body
+        self._room = BodyRoom(max_bodies, observer)
         self._deadline = deadline
         self._as_today = as_today
 
-    async def read(self, request: web.BaseRequest, began_at: float) -> PromptRequest | web.Response:
-        """Return what is asked, or the refusal."""
+    async def read(self, request: web.BaseRequest, began_at: float) -> tuple[PromptRequest, int] | web.Response:
+        """Return what is asked, and how many bytes that took, or the refusal."""
         headers = request.headers
         try:
             content_type = headers.get("Content-Type")
@@ -48,10 +59,11 @@ class Reader:
                 raise BodyError(
                     status, "The body must be JSON (Content-Type: application/json), without Content-Encoding."
                 )
-            body = await read_body(request, max_bytes=self._max_body, timeout_seconds=self._deadline)
-            return parse_prompt_request(body)
+            body = await read_body(request, max_bytes=self._max_body, timeout_seconds=self._deadline, room=self._room)
+            return parse_prompt_request(body), len(body)
         except BodyError as error:
-            response = self._refuse(error.status, str(error), "body", began_at)
+            reason = "overload" if error.status == 503 else "body"
+            response = self._refuse(error.status, str(error), reason, began_at)
             response.force_close()  # the rest of the body is not read
             return response
         except UnreadableBodyError as error:
@@ -64,7 +76,11 @@ class Reader:
     def _refuse(self, status: int, detail: str, reason: str, began_at: float) -> web.Response:
         seconds = self._clock() - began_at
         self._observe(RequestOutcome(None, Outcome.ERROR, seconds, 0.0, None, reason, status))
-        return error_response(PromptError(status, detail, reason=reason, provenance=Provenance(detail="request")))
+        retry_after = 1.0 if status == 503 else None
+        provenance = Provenance(detail="request")
+        return error_response(
+            PromptError(status, detail, reason=reason, provenance=provenance, retry_after=retry_after)
+        )
 
 
 class GeneratePrompt:
@@ -78,9 +94,10 @@ class GeneratePrompt:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, inside the deadline that begins here."""
         began_at, rules = self._clock(), self._manager.rules
-        asked = await self._reader.read(request, began_at)
-        if isinstance(asked, web.Response):
-            return asked
+        read = await self._reader.read(request, began_at)
+        if isinstance(read, web.Response):
+            return read
+        asked, weight = read
         cache_control = request.headers.get("Cache-Control")
         try:
             rendered = await self._manager.get_rendered_prompt(
@@ -90,6 +107,7 @@ class GeneratePrompt:
                 directives=NO_DIRECTIVES if cache_control is None else parse_cache_control(cache_control),
                 began_at=began_at,
                 rules=rules,
+                weight=weight,
             )
         except PromptError as error:
             return error_response(error)

@@ -3,20 +3,34 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import SERVER_SOFTWARE, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from sidecar.core.events import Crashed
+from sidecar.server.connections import Connection, ConnectionLimits, SlowClients, TurnedAway
 from sidecar.server.leaving import LINGER_SECONDS, LeavingProtocol, LeavingServer
-from sidecar.server.responses import problem
+from sidecar.server.responses import SERVER, problem
 from sidecar.service.ports import Observer
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
 _SERVER_ERROR = 500
+
+READ_BUFFER = 65_536
+"""Bytes of a body that are read ahead; twice as many at most (aiohttp's own 256 KiB, for each client, add up)."""
+
+
+class _Request(web.BaseRequest):
+    """A request whose answers say of their maker what we want said."""
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        if response.headers.get("Server") == SERVER_SOFTWARE:  # aiohttp's and Python's versions
+            response.headers["Server"] = SERVER
 
 
 class _Protocol(LeavingProtocol):
@@ -27,6 +41,20 @@ class _Protocol(LeavingProtocol):
     def __init__(self, server: "_Server", **options: Any) -> None:
         super().__init__(server, **options)
         self._observe = server.observe  # aiohttp forgets the server when the client goes
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no request has come yet."""
+        return self._request_count == 0
+
+    def data_received(self, data: bytes) -> None:
+        """Read; a body that breaks off into nonsense is told to the handler that waits for the rest of it."""
+        super().data_received(data)
+        if self._messages and self._current_request is not None and type(self._messages[-1][0]) is _ErrInfo:
+            content = self._current_request.content
+            if not content.is_eof() and content.exception() is None:
+                content.set_exception(RequestPayloadError("the body is not valid HTTP/1.1"))
+                content.feed_eof()  # the rest is not waited for
 
     def handle_error(
         self,
@@ -62,12 +90,38 @@ def _refusal(exc: BaseException | None) -> web.Response:
 class _Server(LeavingServer):
     """A server that makes our protocol; aiohttp has no setting for it."""
 
-    def __init__(self, handler: Handler, observer: Observer, **options: Any) -> None:
-        super().__init__(handler, **options)
+    def __init__(self, handler: Handler, observer: Observer, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(handler, request_factory=self._make, **options)
         self.observe = observer
+        self._limits = limits
+        made_here = cast("Mapping[Connection, asyncio.Transport]", self._connections)
+        self._slow = SlowClients(made_here, limits, observer)
+        self._turned_away: set[TurnedAway] = set()
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
+        if len(self._connections) >= self._limits.max_connections:
+            return TurnedAway(self._turned_away, self._limits, self.observe)
         return _Protocol(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Note a connection, and have it watched."""
+        super().connection_made(handler, transport)
+        self._slow.watch()
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 — its interface
+        """End all connections, those with a request after it."""
+        await super().shutdown(timeout)
+        self._slow.stop()
+
+    def _make(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
 
 
 class Routes:
@@ -110,12 +164,15 @@ def _without_query(target: str) -> str:
 
 
 def make_server(
-    handler: Handler, observer: Observer, *, max_header: int, max_headers: int, **options: Any
+    handler: Handler, observer: Observer, *, max_header: int, max_headers: int, connections: ConnectionLimits
 ) -> LeavingServer:
     """Make the server of one listener; limits in bytes and in lines."""
     return _Server(
         handler,
         observer,
+        connections,
+        keepalive_timeout=connections.keep_alive,
+        read_bufsize=READ_BUFFER,
         access_log=None,  # one event per decision is logged where it is made
         max_line_size=max_header,
         max_field_size=max_header,
@@ -123,5 +180,4 @@ def make_server(
         lingering_time=LINGER_SECONDS,  # aiohttp's 10 s would be more than twice the deadline
         handler_cancellation=True,  # what is passed on for a client ends when it goes
         auto_decompress=False,  # a body that claims an encoding is refused, never inflated
-        **options,
     )

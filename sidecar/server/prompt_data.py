@@ -39,9 +39,10 @@ class PromptData:
         began_at, rules = self._clock(), self._manager.rules
         if not await self._manager.renders_here(self._deadline):
             return await self._passed_on(request, began_at)
-        asked = await self._reader.read(request, began_at)
-        if isinstance(asked, web.Response):
-            return asked
+        read = await self._reader.read(request, began_at)
+        if isinstance(read, web.Response):
+            return read
+        asked, _ = read
         try:
             found = await self._manager.get_prompt_data(
                 asked.user_id,

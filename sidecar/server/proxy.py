@@ -38,7 +38,7 @@ Outcome = tuple[web.StreamResponse, str]
 class Proxy:
     """The handler of requests that go through.
 
-    `max_in_flight`: requests at the upstream at once; one more waits for `queue_timeout` seconds at most;
+    `max_in_flight`: requests at the upstream at once; up to `max_queue` more wait for `queue_timeout` seconds at most;
     `response_timeout`: seconds until the head of the answer, anew with each piece of the request's body;
     `idle_timeout`: seconds between two pieces, either way, once it is here. The server must cancel the handler of a
     client that has gone (`handler_cancellation`), else its request goes on without it.
@@ -52,6 +52,7 @@ class Proxy:
         observer: Observer,
         clock: Clock,
         max_in_flight: int,
+        max_queue: int,
         queue_timeout: float,
         response_timeout: float,
         idle_timeout: float,
@@ -61,6 +62,8 @@ class Proxy:
         self._observe = observer
         self._clock = clock
         self._slots = asyncio.Semaphore(max_in_flight)
+        self._queued = 0
+        self._max_queue = max_queue
         self._queue_timeout = queue_timeout
         self._response_timeout = response_timeout
         self._idle_timeout = idle_timeout
@@ -89,15 +92,24 @@ class Proxy:
         headers = with_forwarded_for(end_to_end(given), request.remote)
         if host is not None:  # it counts, not what the header says (RFC 9112 §3.2.2)
             headers = [("Host", host), *without(headers, "host")]
-        try:
-            async with asyncio.timeout(self._queue_timeout):
-                await self._slots.acquire()
-        except TimeoutError:
+        if not await self._takes_a_slot():
             return _refuse(request, 503, "Too many requests are at the config service already."), "overload"
         try:
             return await self._forward(request, ForwardRequest(request.method, target, headers))
         finally:
             self._slots.release()
+
+    async def _takes_a_slot(self) -> bool:
+        if self._slots.locked() and self._queued >= self._max_queue:
+            return False
+        self._queued += 1
+        try:
+            async with asyncio.timeout(self._queue_timeout):
+                return await self._slots.acquire()
+        except TimeoutError:
+            return False
+        finally:
+            self._queued -= 1
 
     async def _forward(self, request: web.BaseRequest, passed: ForwardRequest) -> Outcome:
         patience = Patience(self._response_timeout)

@@ -15,8 +15,9 @@ from sidecar.core.errors import PromptError
 from sidecar.core.model import Rendered
 
 _encoder = msgspec.json.Encoder()
-DRAIN_ABOVE = 65_536
-"""Bytes; a larger answer waits until the client has taken some of it."""
+PROBLEM = "application/problem+json"
+SERVER = "prompt-sidecar"
+"""What an answer of our own says of its maker: no version, and none of what is below."""
 
 
 def prompt_body(rendered: Rendered) -> bytes:
@@ -69,7 +70,7 @@ class PromptResponse(web.StreamResponse):
         )
         transport.write(head.encode("ascii") + body)
         request.writer.output_size += len(head) + len(body)
-        if len(body) > DRAIN_ABOVE:
+        if request.protocol.writing_paused:  # a client that takes nothing gets no further answers into memory
             await request.writer.drain()
 
 
@@ -94,12 +95,24 @@ def age_seconds(provenance: Provenance) -> int:
 
 def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None, **members: object) -> web.Response:
     """Answer with `application/problem+json` (RFC 9457)."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **members}
     return web.Response(
         status=status,
-        body=_encoder.encode(body),
-        headers={"Content-Type": "application/problem+json", **(headers or {})},
+        body=_problem_body(status, detail, members),
+        headers={"Content-Type": PROBLEM, **(headers or {})},
     )
+
+
+def raw_problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a problem after which the connection ends, for a client whose request is not read."""
+    body = _problem_body(status, detail, {})
+    given = {"Server": SERVER, "Content-Type": PROBLEM, "Content-Length": str(len(body)), **(headers or {})}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in given.items())]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("ascii") + body
+
+
+def _problem_body(status: int, detail: str, members: Mapping[str, object]) -> bytes:
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **members}
+    return _encoder.encode(body)
 
 
 def error_response(error: PromptError) -> web.Response:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.decision import NO_DIRECTIVES, Directives
 from sidecar.core.errors import Answer, FailureKind, PromptError, UpstreamFailure
-from sidecar.core.events import NotAdmitted, Outcome, RequestOutcome
+from sidecar.core.events import NotAdmitted, Outcome, RequestOutcome, Shed
 from sidecar.core.model import Document, Entry, Rendered
 from sidecar.core.policy import Policy
 from sidecar.core.retry import Rng
@@ -17,8 +17,9 @@ from sidecar.service.detection import Selection
 from sidecar.service.generations import Documents, Generation, Ready, Wanted
 from sidecar.service.ports import Cache, Clock, Generated, Observer, PromptService
 from sidecar.service.rendering import ConfirmedNodes, Renderer
-from sidecar.service.resources import Diverted, Terms, unavailable
+from sidecar.service.resources import Diverted, Terms, overload, unavailable
 from sidecar.service.shadow import Answered, Shadow, ShadowRule
+from sidecar.service.waiting import Waiting
 from sidecar.service.writes import Writes
 
 NOT_ADMITTED_SECONDS = 60.0
@@ -73,6 +74,7 @@ class PromptManager:
         rng: Rng,
         background: Background,
         observer: Observer,
+        waiting: Waiting,
         max_nodes: int,
     ) -> None:
         self._selection = selection
@@ -84,6 +86,7 @@ class PromptManager:
         self._rng = rng
         self._background = background
         self._observe = observer
+        self._waiting = waiting
         self._nodes = nodes
         self._shadow = shadow
         self._max_nodes = max_nodes
@@ -139,11 +142,12 @@ class PromptManager:
         directives: Directives = NO_DIRECTIVES,
         began_at: float | None = None,
         rules: Rules | None = None,
+        weight: int = 0,
     ) -> Rendered:
         """Return the prompt of a user for a node, rendered with this request's own content.
 
         `began_at`: the clock's instant at which the request came; the deadline counts from there. `rules`: those that
-        were in force then.
+        were in force then. `weight`: bytes that it holds while it waits.
         Raises `PromptError`. Source: contract §3, §4.
         """
         now = self._clock()
@@ -168,10 +172,12 @@ class PromptManager:
                     began_at=began_at,
                     now=now,
                 )
-        terms = Terms(policy, directives, began_at, rules.deadline, self._nodes.label(node_name))
+        room = self._waiting.has_room
+        terms = Terms(policy, directives, began_at, rules.deadline, self._nodes.label(node_name), room)
         call = Call(Wanted(user_id, node_name, dynamic_context), terms, rules)
         why = self._bypassed(call)
-        return await (self._locally(call) if why is None else self._pass_on(call, why))
+        with self._waiting.one(weight):
+            return await (self._locally(call) if why is None else self._pass_on(call, why))
 
     async def renders_here(self, timeout_seconds: float) -> bool:
         """Return whether static parts can be had of the generation in use; look first where nothing is known of it."""
@@ -193,9 +199,11 @@ class PromptManager:
         """
         began_at = self._clock() if began_at is None else began_at
         rules = self._rules if rules is None else rules
-        terms = Terms(rules.policy_for(node_name), directives, began_at, rules.deadline, self._nodes.label(node_name))
+        policy, label = rules.policy_for(node_name), self._nodes.label(node_name)
+        terms = Terms(policy, directives, began_at, rules.deadline, label, self._waiting.has_room)
         call = Call(Wanted(user_id, node_name, None), terms, rules)
-        return await self._parts(call)
+        with self._waiting.one(0):
+            return await self._parts(call)
 
     async def _parts(self, call: Call) -> Ready | Answer:
         documents = await self._documents_in_use(call)
@@ -249,7 +257,7 @@ class PromptManager:
 
     async def _documents_in_use(self, call: Call) -> Documents | None:
         """Return where documents come from, None where the service renders (or nothing is known of it)."""
-        if self._selection.current is None:
+        if self._selection.current is None and call.terms.may_wait:
             await self._selection.settle(call.terms.deadline_at - self._clock())
         return self._known_documents()
 
@@ -337,6 +345,8 @@ class PromptManager:
     async def _by_the_service(self, call: Call, why: str) -> Rendered:
         """Have the service render; nothing of the answer is kept. Raises `UpstreamFailure`."""
         wanted = call.wanted
+        if not call.terms.may_wait:
+            raise overload()
         if call.terms.directives.only_if_cached:
             detail = "Nothing is cached of what the service renders itself, and the request says only-if-cached."
             provenance = Provenance(detail="only-if-cached")
@@ -381,6 +391,8 @@ class PromptManager:
 
     def _told(self, call: Call, error: PromptError) -> PromptError:
         """Tell of a request that ends without a prompt."""
+        if error.reason == FailureKind.OVERLOAD.value:
+            self._observe(Shed("waiting"))
         seconds = self._clock() - call.terms.began_at
         node = self._nodes.label(call.node)
         self._observe(RequestOutcome(node, Outcome.ERROR, seconds, 0.0, None, error.reason, error.status))

@@ -69,6 +69,8 @@ class Terms(NamedTuple):
     deadline: float
     label: str | None = None
     """What telemetry may call it."""
+    may_wait: bool = True
+    """Whether the upstream may be asked: not where too many wait for it already."""
 
     @property
     def margin(self) -> float:
@@ -177,7 +179,7 @@ class Resources(Generic[K, V]):
             return Obtained(entry, Provenance(hit=True, ttl=entry.hit_until - now, age=now - entry.confirmed_at))
         view = look(entry, terms.policy, now)
         open_for = self._source.circuit_open_for()
-        circuit_open = open_for is not None
+        circuit_open = open_for is not None or not terms.may_wait
         action = decide(
             view.strategy,
             view.state,
@@ -193,6 +195,8 @@ class Resources(Generic[K, V]):
                 return Obtained(entry, _hit(view, action, circuit_open=circuit_open))
             case Action.FETCH | Action.FETCH_BRIEFLY:
                 return await self._forward(key, terms, view, brief=action is Action.FETCH_BRIEFLY)
+            case Action.FAIL_CIRCUIT_OPEN if open_for is None:
+                raise unavailable(overload(), Provenance(detail="overload"))
             case Action.FAIL_CIRCUIT_OPEN:
                 failure = UpstreamFailure(
                     FailureKind.CIRCUIT_OPEN,
@@ -429,6 +433,11 @@ def _why_forwarded(terms: Terms, view: View) -> Forward:
     if view.state is State.ABSENT:
         return Forward.MISS
     return Forward.BYPASS if view.state is State.FRESH else Forward.STALE
+
+
+def overload() -> UpstreamFailure:
+    """Return the failure of what may not wait."""
+    return UpstreamFailure(FailureKind.OVERLOAD, "too many requests wait for the config service already")
 
 
 def unavailable(failure: UpstreamFailure, provenance: Provenance = Provenance()) -> PromptError:  # noqa: B008 — frozen

@@ -2,7 +2,10 @@
 
 import logging
 import sys
+import time
 import traceback
+from collections import Counter
+from collections.abc import Callable
 from typing import Literal, TextIO
 
 import structlog
@@ -22,11 +25,13 @@ from sidecar.core.events import (
     ParityChecked,
     Proxied,
     RecordDropped,
+    Refused,
     Reloaded,
     RenderedEmpty,
     RequestOutcome,
     Retried,
     RolledBack,
+    Shed,
     StoreChanged,
     TemplatesLoaded,
     UpstreamAttempt,
@@ -42,6 +47,9 @@ OTHER = "other"
 
 MOST_SEEN = 1000
 """Combinations of node and empty names that are remembered as told."""
+
+SUMMED_SECONDS = 10.0
+"""What strangers can cause at will is told once in so long, with how often it happened."""
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -91,8 +99,11 @@ class _Forward(logging.Handler):
 class LogListener:
     """Tells the log what happened; what goes well is told at debug level only."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
+        self._clock = clock
+        self._untold: Counter[tuple[str, str]] = Counter()
+        self._told_at: dict[tuple[str, str], float] = {}
         self._debug = self._log.is_enabled_for(logging.DEBUG)
         self._seen_empty: set[RenderedEmpty] = set()
 
@@ -123,6 +134,8 @@ class LogListener:
             WarmUpEnded: self._warm_up_ended,
             RenderedEmpty: self._rendered_empty,
             NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
+            Refused: lambda e: self._sum_up("request_refused", e),
+            Shed: lambda e: self._sum_up("request_shed", e),
             Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
         }
         return {**always, **at_debug} if self._debug else always
@@ -144,6 +157,15 @@ class LogListener:
             self._seen_empty.add(event)
         log = self._log.debug if known else self._log.warning
         log("placeholder_rendered_empty", node=event.node or OTHER, names=event.names)
+
+    def _sum_up(self, name: str, event: Refused | Shed) -> None:
+        """Warn of the first at once, and of those that follow in one line."""
+        what = name, event.reason
+        self._untold[what] += 1
+        now = self._clock()
+        if what not in self._told_at or now - self._told_at[what] >= SUMMED_SECONDS:
+            self._told_at[what] = now
+            self._log.warning(name, reason=event.reason, times=self._untold.pop(what))
 
     def _generation_changed(self, event: GenerationChanged) -> None:
         if event.configured:

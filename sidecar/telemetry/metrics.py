@@ -26,11 +26,13 @@ from sidecar.core.events import (
     ParityChecked,
     Proxied,
     RecordDropped,
+    Refused,
     Reloaded,
     RenderedEmpty,
     RequestOutcome,
     Retried,
     RolledBack,
+    Shed,
     StoreChanged,
     StoreLookup,
     TemplatesLoaded,
@@ -280,6 +282,22 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self._refused = Counter(
+            "prompt_sidecar_requests_refused_total",
+            "Clients turned away for how they asked: an unknown Host, another site's page, no token, too slow.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("host", "cross_site", "token", "slow_head", "slow_reader"):
+            self._refused.labels(reason)
+        self._shed = Counter(
+            "prompt_sidecar_requests_shed_total",
+            "Requests turned away with 503 because there were too many at once, by the limit that was met.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("connections", "ops_connections", "bodies", "waiting"):
+            self._shed.labels(reason)
         self._crashes = Counter(
             "prompt_sidecar_crashes_total",
             "Requests and background tasks that ended by an error that nobody foresaw; the log's `crashed` says where.",
@@ -363,6 +381,8 @@ class Metrics:
             Reloaded: self._reloaded,
             StoreLookup: lambda event: self._cache_collector.lookups.update({(event.tier, event.result): 1}),
             StoreChanged: lambda event: self._store_ok.set(event.error is None),
+            Refused: lambda event: self._refused.labels(event.reason).inc(),
+            Shed: lambda event: self._shed.labels(event.reason).inc(),
             Crashed: lambda _: self._crashes.inc(),
             RecordDropped: lambda event: self._records_dropped.labels(event.reason).inc(),
         }

@@ -29,6 +29,7 @@ ROWS = {
     K.GARBAGE: (False, V.FAILURE, True, False, 502),
     K.BAD_DOCUMENT: (False, V.NEUTRAL, True, False, 502),
     K.CIRCUIT_OPEN: (False, V.NEUTRAL, True, False, 503),
+    K.OVERLOAD: (False, V.NEUTRAL, True, False, 503),
     K.DEADLINE: (False, V.NEUTRAL, True, False, 504),
     K.CANCELLED: (False, V.NEUTRAL, True, False, 503),
 }

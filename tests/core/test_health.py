@@ -59,6 +59,7 @@ def status(**parts: Any) -> Status:
         reasons=[],
         version="1",
         ready=True,
+        warnings=[],
         at=NOW,
         started_at=ago(7200),
         upstream=Upstream("http://u", "auto", "prompt-data", 60.0, "closed", NOW, None, None, None),

@@ -37,7 +37,6 @@ SIZE = size("0B", "1GiB")
 PERCENT = percent()
 BARE_PERCENT = percent(bare=True)
 LISTEN = ListenAddress()
-LOOPBACK = ListenAddress(loopback_only=True)
 NODES = Either("*", Names())
 FILE = Either("null", FilePath())
 
@@ -74,9 +73,9 @@ READ = [
     (LISTEN, "[0:0:0:0:0:0:0:1]:8002", Address("::1", 8002)),
     (LISTEN, "0.0.0.0:0", Address("0.0.0.0", 0)),
     (LISTEN, "Prompt-Sidecar.learnflow:65535", Address("prompt-sidecar.learnflow", 65535)),
-    (LOOPBACK, "localhost:8002", Address("localhost", 8002)),
-    (LOOPBACK, "127.1.2.3:8002", Address("127.1.2.3", 8002)),
-    (LOOPBACK, "[::1]:8002", Address("::1", 8002)),
+    (ListenAddress(), "localhost:8002", Address("localhost", 8002)),
+    (ListenAddress(), "127.1.2.3:8002", Address("127.1.2.3", 8002)),
+    (ListenAddress(), "[::1]:8002", Address("::1", 8002)),
     (BaseUrl(), "http://prompt-config-service:8002", "http://prompt-config-service:8002"),
     (BaseUrl(), "https://config.example.org", "https://config.example.org"),
     (BaseUrl(), "http://config.svc.cluster.local.:80/", "http://config.svc.cluster.local.:80"),
@@ -171,7 +170,6 @@ REFUSED = [
     ),
     *((LISTEN, text) for text in ("a..b:80", "-a:80", "a-:80", "a b:80", "user@a:80", f"{'a' * 64}:80", "a:80/")),
     *((LISTEN, text) for text in (f"{'a.' * 127}a:80", "http://a:80", "a:-1", "a:\uff18\uff10")),
-    *((LOOPBACK, text) for text in ("0.0.0.0:8002", "10.0.0.3:8002", "[::]:8002", "example.org:80")),
     *((BaseUrl(), text) for text in ("", "config", "ftp://config", "http://", "http:///path", "http://config:0")),
     *((BaseUrl(), text) for text in ("http://config:65536", "http://config:port", "http://user:pass@config")),
     *((BaseUrl(), text) for text in ("http://config?a=1", "http://config#a", "http://config/a b", "http://config\n")),
@@ -228,7 +226,6 @@ def test_a_kind_says_what_it_allows(kind: Kind[Any], allowed: str) -> None:
         pytest.param(Either("upstream", DURATION), "4", "write a unit: 4ms or 4s", id="word or duration"),
         pytest.param(BARE_PERCENT, "0.5", "write a unit: 0.5%", id="bare percentage"),
         pytest.param(NODES, "guard_*", "each is a whole name, * stands for none", id="names"),
-        pytest.param(LOOPBACK, "0.0.0.0:80", "in this version only the sidecar's own pod may reach it", id="listener"),
     ],
 )
 def test_a_usual_mistake_is_answered_with_a_hint(kind: Kind[Any], text: str, hint: str) -> None:

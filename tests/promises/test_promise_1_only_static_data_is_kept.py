@@ -142,9 +142,11 @@ async def send_everything(client: Client, upstream: Upstream) -> None:
     beside = json.dumps({"node_name": CANARY}).encode()
     assert (await client.send(beside, path=f"/{CANARY}?{CANARY}={CANARY}")).status == 404  # passed on
     assert b" 400 " in await client.raw(f"{CANARY} {CANARY}\r\n\r\n".encode())
-    begin = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-Content: {CANARY}\r\nContent-Length: 900\r\n\r\n{CANARY}".encode()
+    begin = (
+        f"POST {PATH} HTTP/1.1\r\nHost: [::1]\r\nX-Content: {CANARY}\r\nContent-Length: 900\r\n\r\n{CANARY}".encode()
+    )
     await client.raw(begin, end=True)
-    chunk = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{CANARY}\r\n".encode()
+    chunk = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{CANARY}\r\n".encode()
     await client.raw(chunk, end=True)
     hangs_up = asyncio.create_task(client.ask(USER, "hang", CONTEXT))
     await asyncio.wait([hangs_up], timeout=0)

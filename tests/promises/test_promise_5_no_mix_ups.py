@@ -192,7 +192,7 @@ async def test_pipelined_requests_of_two_users_are_answered_in_their_order() -> 
         for user in (1, 12, 1, 2):
             body = f'{{"user_id": {user}, "node_name": "a", "context": {{"request": "x"}}}}'.encode()
             last = b"Connection: close\r\n" if user == 2 else b""
-            requests += b"POST /api/v1/generate-prompt HTTP/1.1\r\nHost: x\r\n" + last
+            requests += b"POST /api/v1/generate-prompt HTTP/1.1\r\nHost: localhost\r\n" + last
             requests += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         answers = await sidecar.raw(requests)
         assert re.findall(rb'"prompt":"node=a user=(\d+)', answers) == [b"1", b"12", b"1", b"2"]

@@ -182,7 +182,7 @@ async def test_however_the_user_is_spelled(api: UpstreamApi, tmp_path: Path, spe
     async with bot_before(service, api, tmp_path) as bot:
         await bot.style()
         path = f"/api/v1/users/{spelled}/placeholders/3f0e".encode()  # byte for byte: a client library would tidy it up
-        request = b"PUT %s HTTP/1.1\r\nHost: bot\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}" % path
+        request = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}" % path
         assert (await bot.raw(request)).startswith(b"HTTP/1.1 200")
         assert await bot.style() == "new words"
 

@@ -80,7 +80,7 @@ def encoded(**changes: Any) -> bytes:
 def request(body: bytes, *lines: str, length: int | None = None) -> bytes:
     """Return the bytes of a request that ends its connection."""
     fields = [
-        "Host: sidecar",
+        "Host: localhost",
         "Connection: close",
         f"Content-Length: {len(body) if length is None else length}",
         *lines,
@@ -251,7 +251,7 @@ async def test_headers_beyond_the_limits_are_431(lines: list[str], sidecar: Side
 
 
 async def test_a_long_request_line_is_431(sidecar: Sidecar) -> None:
-    answer = await sidecar.raw(b"POST /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await sidecar.raw(b"POST /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status_of(answer), b"application/problem+json" in answer) == (431, True)
 
 
@@ -364,7 +364,10 @@ async def test_a_body_that_drips_is_408_by_the_deadline(sidecar: Sidecar) -> Non
 
 
 def chunked(body: bytes) -> bytes:
-    return f"POST {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + body
+    return (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        + body
+    )
 
 
 async def test_a_client_that_hangs_up_at_any_point_costs_the_others_nothing(sidecar: Sidecar) -> None:
@@ -389,10 +392,10 @@ GARBAGE = {
     "line ends": b"\r\n" * 1000,
     "NUL": b"\x00" * 1000,
     "no version": b"POST /api/v1/generate-prompt\r\n\r\n",
-    "an unknown version": f"POST {PATH} HTTP/9.9\r\nHost: x\r\n\r\n".encode(),
+    "an unknown version": f"POST {PATH} HTTP/9.9\r\nHost: localhost\r\n\r\n".encode(),
     "no header name": f"POST {PATH} HTTP/1.1\r\n: x\r\n\r\n".encode(),
     "a header without a colon": f"POST {PATH} HTTP/1.1\r\nHost x\r\n\r\n".encode(),
-    "a folded header": f"POST {PATH} HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n".encode(),
+    "a folded header": f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n folded\r\n\r\n".encode(),
     "a length that is no number": request(b"", length=0).replace(b"Length: 0", b"Length: x"),
     "a negative length": request(b"", length=0).replace(b"Length: 0", b"Length: -1"),
     "two lengths": request(b"{}", "Content-Length: 900"),

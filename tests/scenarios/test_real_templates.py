@@ -59,9 +59,13 @@ async def upstream(prompts: list[Recording]) -> AsyncIterator[Reference]:
         yield running
 
 
+CALLERS = frozenset({"example.test"})
+"""Whose page made one of the recorded requests."""
+
+
 @pytest.fixture
 async def sidecar(upstream: Reference) -> AsyncIterator[Sidecar]:
-    async with sidecar_with(settings_for(upstream.url)) as running:
+    async with sidecar_with(settings_for(upstream.url, allowed_hosts=CALLERS)) as running:
         yield running
 
 
@@ -109,7 +113,7 @@ async def test_every_recorded_prompt_comes_out_the_same_fetched_and_from_the_cac
 async def test_every_recorded_prompt_comes_out_the_same_while_the_service_is_down(
     prompts: list[Recording], upstream: Reference
 ) -> None:
-    async with sidecar_with(settings_for(upstream.url, policy=KEPT)) as sidecar:
+    async with sidecar_with(settings_for(upstream.url, policy=KEPT, allowed_hosts=CALLERS)) as sidecar:
         compared = 0
         for row in prompts:
             if row["id"] in LEFT_OUT:

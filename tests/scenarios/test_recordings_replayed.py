@@ -40,13 +40,17 @@ def each_of(recordings: Iterable[Recording]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("recording", [pytest.param(each, id=each.id) for each in recordings])
 
 
+CALLERS = frozenset({"proxy.internal", "example.test"})
+"""By what name one of the recorded requests asks, and whose page made another."""
+
+
 def from_placeholders(url: str) -> Settings:
     upstream = {"api": UpstreamApi("placeholders"), "templates_file": TEMPLATES}
-    return settings_for(url, upstream=upstream, retry=AT_ONCE)
+    return settings_for(url, upstream=upstream, retry=AT_ONCE, allowed_hosts=CALLERS)
 
 
 def passing_through(url: str) -> Settings:
-    return settings_for(url, upstream={"api": UpstreamApi("passthrough")}, retry=AT_ONCE)
+    return settings_for(url, upstream={"api": UpstreamApi("passthrough")}, retry=AT_ONCE, allowed_hosts=CALLERS)
 
 
 def assert_same_prompt(answered: Response, recording: Recording) -> None:

@@ -38,7 +38,7 @@ async def ask_for(sidecar: Sidecar, asked: list[tuple[int, str]], how: str = "ma
     for user, node in asked:
         body = json.dumps({"user_id": user, "node_name": node, "context": {}}).encode()
         writer.write(
-            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nCache-Control: {how}\r\n"
+            f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nCache-Control: {how}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
@@ -80,7 +80,9 @@ async def test_a_trace_id_or_else_a_request_id_is_the_exemplar_where_there_is_on
 async def test_a_trace_is_of_its_request_only_and_not_of_the_next_on_its_connection() -> None:
     async with reference() as upstream, sidecar_with(settings_for(upstream.url)) as sidecar:
         body = json.dumps({"user_id": 1, "node_name": "explain", "context": {"topic": "tides"}}).encode()
-        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        )
         traced = f"{head}traceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\n\r\n".encode() + body
         answered = await sidecar.raw(traced, f"{head}Connection: close\r\n\r\n".encode() + body)
         assert answered.count(b"HTTP/1.1 200") == 2
@@ -94,7 +96,9 @@ async def test_scrapers_that_hang_hold_up_neither_prompts_nor_other_scrapers() -
         host, port = sidecar.ops.removeprefix("http://").split(":")
         hanging = [await asyncio.open_connection(host, int(port), limit=1) for _ in range(SCRAPERS)]
         for _, writer in hanging:
-            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50)  # far more than the buffers between us hold
+            writer.write(
+                b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
+            )  # far more than the buffers between us hold
         scrapes = [asyncio.ensure_future(sidecar.metrics()) for _ in range(SCRAPERS)]
         began = time.monotonic()
         answers = await asyncio.gather(*(sidecar.ask() for _ in range(50)))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from sidecar.core.events import Event, Refused
 from sidecar.server import admin
 from sidecar.server.admin import INVALIDATE, MAX_BODY, PARITY, admin_routes
 from sidecar.server.ops import ops_routes
@@ -24,6 +25,7 @@ class Admin(NamedTuple):
     client: Wire
     resets: list[str | None]
     invalidated: list[object]
+    told: list[Event]
 
     async def reset(self, body: bytes = ALL, *headers: str) -> Answer:
         return await self.client.ask(post(body, *headers, path=PARITY))
@@ -64,10 +66,11 @@ async def administered(*, is_loopback: bool = True, token_file: Path | None = No
         return ["explain", "quiz"] if node is None else [node] * (node == "explain")
 
     invalidations = FakeInvalidations()
-    calls = admin_routes(reset, invalidations, is_loopback=is_loopback, token_file=token_file)
+    told: list[Event] = []
+    calls = admin_routes(reset, invalidations, is_loopback=is_loopback, token_file=token_file, observer=told.append)
     routes = ops_routes(ready=lambda: True, metrics=nothing, admin=calls)
     async with serving(routes) as served, wire(served.port) as client:
-        yield Admin(client, resets, invalidations.asked)
+        yield Admin(client, resets, invalidations.asked, told)
         assert served.events == []
 
 
@@ -192,6 +195,8 @@ GIVEN = [
     pytest.param("Authorization: ", 401, id="an empty header"),
     pytest.param("Authorization: Bearer", 401, id="no token"),
     pytest.param("Authorization: Bearer x", 401, id="another"),
+    pytest.param(f"Authorization: {TOKEN}", 401, id="the token without a scheme"),
+    pytest.param(f"Authorization: Bearer{TOKEN}", 401, id="no blank between"),
     pytest.param(f"Authorization: Bearer {TOKEN}x", 401, id="one that begins so"),
     pytest.param(f"Authorization: Bearer {TOKEN[:-1]}", 401, id="the beginning"),
     pytest.param(f"Authorization: Bearer {TOKEN.upper()}", 401, id="in another case"),
@@ -210,6 +215,7 @@ async def test_where_there_is_a_token_it_is_asked_for_on_loopback_too(
         response = await here.reset(ALL, header)
         assert response.status == status
         assert here.resets == [None] * (status == 200)
+        assert here.told == [Refused("token")] * (status == 401)
 
 
 async def test_every_refusal_is_the_same_and_tells_nothing_of_the_token(token_file: Path) -> None:

@@ -6,7 +6,8 @@ import logging
 import pytest
 from aiohttp import web
 
-from sidecar.server.body import BodyError, read_body
+from sidecar.core.events import Event, Shed
+from sidecar.server.body import BodyError, BodyRoom, read_body
 from sidecar.server.responses import problem
 from tests.wire import PATIENCE, Wire, post, serving, until, wire
 
@@ -17,13 +18,15 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 class Reader:
     """Answers with what it read, or with why it did not."""
 
-    def __init__(self, timeout_seconds: float = PATIENCE) -> None:
+    def __init__(self, timeout_seconds: float = PATIENCE, room: BodyRoom | None = None) -> None:
         self.timeout_seconds = timeout_seconds
+        self.room = room
         self.refused: list[BodyError] = []
 
     async def __call__(self, request: web.BaseRequest) -> web.Response:
         try:
-            return web.Response(body=await read_body(request, max_bytes=LIMIT, timeout_seconds=self.timeout_seconds))
+            body = await read_body(request, max_bytes=LIMIT, timeout_seconds=self.timeout_seconds, room=self.room)
+            return web.Response(body=body)
         except BodyError as error:
             self.refused.append(error)
             response = problem(error.status, str(error))
@@ -150,3 +153,46 @@ async def test_a_client_that_leaves_halfway_is_no_error(caplog: pytest.LogCaptur
         await until(lambda: not served.server.connections)
         assert (served.events, reader.refused) == ([], [])
     assert caplog.records == []
+
+
+# Many at once
+
+LENGTH = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {LIMIT}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("head", [LENGTH, CHUNKED], ids=["with a length", "in chunks"])
+async def test_a_body_for_which_there_is_no_room_is_503_and_others_are_read_on(head: bytes) -> None:
+    events: list[Event] = []
+    reader = Reader(room=BodyRoom(LIMIT + 10, events.append))
+    async with serving(reader) as served, wire(served.port) as first, wire(served.port) as second:
+        await first.send(LENGTH + b"x" * 10)
+        await until(lambda: served.server.requests_count == 1)
+        await second.send(head)
+        await until(lambda: served.server.requests_count == 2)
+        if head is CHUNKED:
+            await second.send(chunk(b"y" * 20))
+        refused = await second.answer()
+        assert (refused.status, refused.problem()["detail"]) == (503, "Too many large bodies are being read already.")
+        assert events == [Shed("bodies")]
+        async with wire(served.port) as third:
+            assert (await third.ask(post(b"z" * 900))).body == b"z" * 900  # it comes with its head: no room is needed
+        assert (await first.ask(b"x" * (LIMIT - 10))).status == 200
+
+
+@pytest.mark.parametrize("how", ["read", "too large", "too late", "gone"])
+async def test_room_is_given_back_however_it_ends(how: str) -> None:
+    events: list[Event] = []
+    reader = Reader(0.05 if how == "too late" else PATIENCE, BodyRoom(LIMIT, events.append))
+    async with serving(reader) as served:
+        for n in range(3):
+            async with wire(served.port) as client:
+                await client.send(CHUNKED)
+                await until(lambda n=n: served.server.requests_count == n + 1)  # type: ignore[misc]
+                await client.send(chunk(b"x" * 600))
+                if how == "gone":
+                    client.abort()
+                    await until(lambda: not served.server.connections)
+                    continue
+                await client.send({"read": chunk(b""), "too large": chunk(b"x" * 900), "too late": b""}[how])
+                assert (await client.answer()).status == {"read": 200, "too large": 413, "too late": 408}[how]
+    assert events == []

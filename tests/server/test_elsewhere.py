@@ -360,7 +360,7 @@ async def test_a_host_that_is_no_text_is_not_taken_for_another() -> None:
     async with raw_upstream(plays) as upstream, sidecar_with(settings_for(upstream.url)) as sidecar:
         asked = get("/api/v1/profiles", "Connection: close").replace(HOST.encode(), b"Host: \xff\xfe")
         answer = await sidecar.raw(asked)
-        assert answer.startswith(b"HTTP/1.1 400 ")  # as the proxy answers it
+        assert answer.startswith(b"HTTP/1.1 421 ")
         assert upstream.requests == []
 
 

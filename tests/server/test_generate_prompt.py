@@ -25,10 +25,17 @@ def body(**changes: Any) -> bytes:
 
 
 @asynccontextmanager
-async def listening(world: World, *, max_body: int = 1000, deadline: float = 4.0) -> AsyncIterator[Serving]:
+async def listening(
+    world: World, *, max_body: int = 1000, max_bodies: int = 10_000, deadline: float = 4.0
+) -> AsyncIterator[Serving]:
     observe = world.events.append
     reader = Reader(
-        observer=observe, clock=loop_time, max_body=max_body, deadline=deadline, as_today=lambda: world.as_today
+        observer=observe,
+        clock=loop_time,
+        max_body=max_body,
+        max_bodies=max_bodies,
+        deadline=deadline,
+        as_today=lambda: world.as_today,
     )
     answer = GeneratePrompt(world.manager, reader, clock=loop_time)
     async with serving(Routes({("POST", PATH): answer}), events=world.events) as served:

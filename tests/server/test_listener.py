@@ -8,7 +8,7 @@ from aiohttp import web
 
 from sidecar.core.events import Crashed
 from sidecar.server.listener import Routes
-from tests.wire import Answer, get, post, serving, until, wire
+from tests.wire import Answer, Serving, get, post, serving, until, wire
 
 SECRET = "what the learner wrote"
 
@@ -155,6 +155,30 @@ async def test_chunks_that_are_none_are_400(caplog: pytest.LogCaptureFixture) ->
         assert await client.ended()
         assert served.events == []
     assert caplog.records == []
+
+
+async def test_chunks_that_turn_into_nonsense_later_are_400_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(ROUTES) as served, wire(served.port) as client:
+        await client.send(head + b"4\r\nsome\r\n")
+        (connection,) = await connected(served)
+        await until(lambda: connection._current_request is not None)
+        answer = await client.ask(b"nonsense\r\n")
+        assert answer.status == 400
+        assert answer.problem()["detail"] == "The request is not valid HTTP/1.1."
+        assert await client.ended()
+        assert served.events == []
+    assert caplog.records == []
+
+
+async def connected(served: Serving) -> list[web.RequestHandler]:
+    await until(lambda: bool(served.server.connections))
+    return served.server.connections
+
+
+@pytest.mark.parametrize("data", [get("/nothing"), post(b"", path="/nothing"), get("/echo"), b"nonsense\r\n\r\n"])
+async def test_an_answer_says_who_made_it_and_not_of_what(data: bytes) -> None:
+    assert (await answer_to(data)).header("Server") == "prompt-sidecar"
 
 
 async def test_what_was_asked_before_the_garbage_is_answered() -> None:

@@ -83,7 +83,12 @@ class World:
 async def world() -> AsyncIterator[World]:
     made = World()
     reader = Reader(
-        observer=made.events.append, clock=made.clock, max_body=MAX_BODY, deadline=DEADLINE, as_today=lambda: False
+        observer=made.events.append,
+        clock=made.clock,
+        max_body=MAX_BODY,
+        max_bodies=MAX_BODY,
+        deadline=DEADLINE,
+        as_today=lambda: False,
     )
     handler = PromptData(cast(PromptManager, made.manager), reader, made.proxy, clock=made.clock, deadline=DEADLINE)
     async with serving(handler) as served, wire(served.port) as client:

@@ -811,6 +811,22 @@ async def test_beyond_its_limit_the_proxy_sheds_load_and_recovers() -> None:
         assert (await third.ask(get("/x"))).status == 200
 
 
+async def test_where_enough_wait_for_a_place_already_one_more_is_refused_at_once() -> None:
+    async with (
+        proxied(leaves, max_in_flight=1, max_queue=1, queue_timeout=60.0) as setting,
+        AsyncExitStack() as clients,
+    ):
+        first, second, third = [await clients.enter_async_context(wire(setting.port)) for _ in range(3)]
+        await first.send(get("/x"))
+        await until(lambda: setting.upstream.connections == 1)
+        await second.send(get("/x"))
+        assert (await third.ask(get("/x"))).status == 503
+        setting.upstream.play = echo
+        first.abort()
+        assert (await second.answer()).status == 200
+        assert (await third.ask(get("/x"))).status == 200
+
+
 async def test_one_that_waits_goes_on_when_another_ends_or_leaves() -> None:
     async with proxied(leaves, max_in_flight=1) as setting, AsyncExitStack() as clients:
         first, second = [await clients.enter_async_context(wire(setting.port)) for _ in range(2)]

@@ -43,7 +43,7 @@ ODD = "{{ topic | center(9) }}"
 TEMPLATES = {"explain": f"{CANARY} Explain {{{{ topic }}}} in {{{{ language }}}}.", "odd": f"{CANARY} {ODD}"}
 BEGAN = 1_790_000_000.0
 """Unix seconds: any day."""
-EARLIER = {"version", "ready", "upstream", "not_admitted", "rollout", "parity", "cache"}
+EARLIER = {"version", "ready", "warnings", "upstream", "not_admitted", "rollout", "parity", "cache"}
 """What /status has said from its first day on."""
 KEYS = EARLIER | {"state", "reasons", "at", "started_at", "circuits", "reload", "nodes", "requests", "settings"}
 PASSWORD = "hunter2"  # what must never be told
@@ -116,6 +116,7 @@ async def test_at_the_start_it_says_what_it_is_and_that_nothing_is_wrong() -> No
         assert {name: status[name] for name in EARLIER} == {
             "version": installed_version(),
             "ready": True,
+            "warnings": [],
             "upstream": {
                 "url": sidecar.service.url,
                 "api": "prompt-data",
