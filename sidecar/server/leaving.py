@@ -78,7 +78,7 @@ class LeavingProtocol(RequestHandler):
             transport.abort()
 
 
-class _Request(web.BaseRequest):
+class LeavingRequest(web.BaseRequest):
     """A request whose answer says `Connection: close` when the drain has begun."""
 
     @property
@@ -92,9 +92,10 @@ class LeavingServer(web.Server):
     """aiohttp's server, which lets its connections end in good order."""
 
     is_draining = False
+    request_class: type[LeavingRequest] = LeavingRequest
 
     def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return _Request(message, payload, protocol, writer, task, self._loop)
+        return self.request_class(message, payload, protocol, writer, task, self._loop)
 
     async def drain(self, *, idle_grace: float) -> None:
         """Let each connection end: once its requests are answered, or when it is quiet for so long (seconds).

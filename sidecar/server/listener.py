@@ -5,15 +5,14 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
-from aiohttp import StreamReader, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import SERVER_SOFTWARE, RawRequestMessage
+from aiohttp import web
+from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from sidecar.core.events import Crashed
 from sidecar.server.connections import Connection, ConnectionLimits, SlowClients, TurnedAway
-from sidecar.server.leaving import LINGER_SECONDS, LeavingProtocol, LeavingServer
+from sidecar.server.leaving import LINGER_SECONDS, LeavingProtocol, LeavingRequest, LeavingServer
 from sidecar.server.responses import SERVER, problem
 from sidecar.service.ports import Observer
 
@@ -25,7 +24,7 @@ READ_BUFFER = 65_536
 """Bytes of a body that are read ahead; twice as many at most (aiohttp's own 256 KiB, for each client, add up)."""
 
 
-class _Request(web.BaseRequest):
+class _Request(LeavingRequest):
     """A request whose answers say of their maker what we want said."""
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
@@ -90,8 +89,10 @@ def _refusal(exc: BaseException | None) -> web.Response:
 class _Server(LeavingServer):
     """A server that makes our protocol; aiohttp has no setting for it."""
 
+    request_class = _Request
+
     def __init__(self, handler: Handler, observer: Observer, limits: ConnectionLimits, **options: Any) -> None:
-        super().__init__(handler, request_factory=self._make, **options)
+        super().__init__(handler, **options)
         self.observe = observer
         self._limits = limits
         made_here = cast("Mapping[Connection, asyncio.Transport]", self._connections)
@@ -112,16 +113,6 @@ class _Server(LeavingServer):
         """End all connections, those with a request after it."""
         await super().shutdown(timeout)
         self._slow.stop()
-
-    def _make(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: RequestHandler,
-        writer: AbstractStreamWriter,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        return _Request(message, payload, protocol, writer, task, self._loop)
 
 
 class Routes:

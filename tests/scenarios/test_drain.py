@@ -51,7 +51,7 @@ async def test_a_call_that_would_hang_for_long_is_cut_and_told_of(tmp_path: Path
         sidecar_process(upstream.url, tmp_path, **QUICK) as sidecar,
     ):
         upstream.fails(Mode.HANG)
-        passed_on = asyncio.ensure_future(sidecar.raw(b"GET /api/v1/nodes HTTP/1.1\r\nHost: x\r\n\r\n"))
+        passed_on = asyncio.ensure_future(sidecar.raw(b"GET /api/v1/nodes HTTP/1.1\r\nHost: localhost\r\n\r\n"))
         await until(lambda: upstream.state.in_flight == 1)
         began = time.monotonic()
         sidecar.process.send_signal(signal.SIGTERM)
