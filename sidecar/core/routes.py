@@ -13,6 +13,9 @@ from urllib.parse import unquote
 
 V = TypeVar("V")
 
+MOST_ID = 2**63 - 1
+"""The highest id of a user: what the service's database holds, and what is exact in every format of ours."""
+
 ALLOWED = "a path from / on, where {name} is one segment and a * at the end anything"
 _CHARACTERS = r"[A-Za-z0-9._~!$&'()*+,;=:@-]"  # of a segment, RFC 3986 §3.3, but for percent-encoding
 _PLAIN = re.compile(rf"(?:/(?!\.\.?(?:/|\Z)){_CHARACTERS}+)*/?")

@@ -221,7 +221,7 @@ async def test_the_command_warms_a_list_and_reports_what_is_wrong_with_it(tmp_pa
         assert code == 1
         assert "Done: 2 pairs" in out
         assert "1 brought, 0 fresh already, 0 twice, 1 failed." in out
-        assert f"{path}, line 4: user_id: 'x' is no number above 0" in error
+        assert f"{path}, line 4: user_id: 'x' is no number from 1 to 9223372036854775807" in error
         assert "1 times: the config service answered 404" in error
         assert "user 2, no: the config service answered 404" in error
         assert "\x1b" not in error
@@ -298,7 +298,7 @@ async def test_an_interrupted_command_goes_on_where_it_ended(tmp_path: Path) -> 
     [
         ((), 2, "Say what"),
         (("--users", "1"), 2, "go together"),
-        (("--users", "x", "--nodes", "a"), 2, "'x' is no number above 0"),
+        (("--users", "x", "--nodes", "a"), 2, "'x' is no number from 1 to 9223372036854775807"),
         (("--from-store", "--resume", "r"), 2, "--resume needs a list"),
         (("no-such-file",), 2, "no-such-file cannot be read: No such file or directory."),
         (("/dev/null",), 2, "No pair of user and node was found"),
