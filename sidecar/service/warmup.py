@@ -13,7 +13,7 @@ from sidecar.core.events import WarmedUp, WarmUpEnded
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.policy import Policy
 from sidecar.service.generations import Documents, Generation
-from sidecar.service.ports import Clock, Confirmed, Observer
+from sidecar.service.ports import Clock, Confirmed, Observer, StoreAwayError
 from sidecar.service.resources import Landed, Terms
 
 Pair = tuple[int, str]
@@ -38,7 +38,7 @@ class State(StrEnum):
     RUNNING = "running"
     DONE = "done"
     STOPPED = "stopped"
-    """Before its end: the upstream is away, or there is nothing that could be warmed."""
+    """Before its end: the upstream or the store is away, or there is nothing that could be warmed."""
     CANCELLED = "cancelled"
 
 
@@ -150,6 +150,8 @@ class WarmUp:
                 job.state = State.DONE
             else:
                 job.state, job.why = State.STOPPED, f"the config service took no calls for {job.rule.patience:g} s"
+        except StoreAwayError as error:
+            job.state, job.why = State.STOPPED, f"the store cannot be read to its end ({error})"
         except asyncio.CancelledError:
             job.state = State.CANCELLED
             raise

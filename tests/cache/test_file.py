@@ -19,6 +19,7 @@ from sidecar.cache.file import FileStore, StoreBusyError
 from sidecar.cache.records import Place
 from sidecar.core.events import Event, StoreChanged
 from sidecar.demo.processes import PACKAGE_ROOT
+from sidecar.service.ports import StoreAwayError
 from tests.harness import ManualClock, eventually
 
 KILLS = 50
@@ -260,6 +261,21 @@ async def test_a_disk_that_hangs_holds_nobody_up(path: Path) -> None:
         let_go.set()
         one.clock.advance(file_module.REOPEN_SECONDS)
         assert await one.names("a") == {"a"}
+
+
+async def test_a_walk_waits_for_a_slow_disk_and_says_where_it_cannot_go_on(path: Path) -> None:
+    async with opened(path) as one:
+        for number in range(file_module.AT_ONCE + 1):
+            one.put(str(number), owner=b"1")
+        walk = one.store.walk()
+        await anext(walk)
+        one.store._in_trouble("slow")
+        assert len([each async for each in walk]) == file_module.AT_ONCE
+        assert one.store._disk is not None
+        one.store._disk.close()
+        for _ in ("while it is read", "while it is not tried again"):
+            with pytest.raises(StoreAwayError, match="unusable"):
+                await anext(one.store.walk())
 
 
 async def test_with_too_much_to_write_the_oldest_is_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,15 @@ async def test_what_the_store_has_is_taken_into_memory(tmp_path: Path, kind: str
             assert await is_covered(upstream, sidecar, *PAIRS)
 
 
+async def test_a_store_that_cannot_be_read_to_its_end_is_told_of() -> None:
+    async with server() as redis, warming(store=store_at(redis.url)) as (_, sidecar):
+        await ended(sidecar, {"pairs": PAIRS})
+        await redis.kill()
+        code, out, error = await command("--from-store", "--ops-url", sidecar.ops)
+        assert (code, out.partition(":")[0]) == (3, "Stopped")
+        assert "the store cannot be read to its end (unreachable)" in error
+
+
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
