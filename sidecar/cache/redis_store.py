@@ -157,7 +157,7 @@ class RedisStore:
                     if not cursor:
                         break
         except StoreDownError as error:
-            raise StoreAwayError(str(error)) from error
+            raise StoreAwayError(self.error or str(error)) from error
 
     async def _some(self, server: Any, cursor: int, redis: RedisCache) -> tuple[int, list[bytes | None]]:
         after, keys = await scan(redis.client, server, cursor, self._keys.pattern, count=READ_AT_ONCE)

@@ -18,7 +18,7 @@ from sidecar.core.policy import Policy
 from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.demo.reference.faults import Mode
 from sidecar.demo.reference.state import TODAY, Generation
-from sidecar.settings import StoreSettings, UpstreamApi, WarmUpSettings
+from sidecar.settings import BreakerSettings, StoreSettings, UpstreamApi, WarmUpSettings
 from tests.harness import Reference, Sidecar, eventually, reference, settings_for, sidecar_with
 from tests.redis_servers import server
 from tests.scenarios.test_redis_shared import store_at
@@ -92,6 +92,23 @@ async def test_in_todays_generation_one_read_serves_all_nodes_of_a_user(tmp_path
             assert status["reasons"] == {"unknown node": 1}
             assert upstream.state.calls["user-placeholders"] == 3
             assert await is_covered(upstream, sidecar, *PAIRS)
+
+
+async def test_it_goes_on_by_itself_after_an_outage_without_any_traffic() -> None:
+    breaker = BreakerSettings(fail_max=2, reset_timeout=0.02)
+    async with warming(breaker=breaker) as (upstream, sidecar):
+        upstream.fails(Mode.UNAVAILABLE)
+        warm_up = asyncio.ensure_future(ended(sidecar, {"users": [*range(1, 301)], "nodes": ["explain"]}))
+
+        async def is_open() -> bool:
+            await asyncio.sleep(0)
+            return not sidecar.core.breaker.is_closed
+
+        await eventually(is_open)
+        upstream.fails(Mode.NONE)
+        status = await warm_up
+        assert (status["state"], status["failed"], status["done"]) == ("done", 0, 300)
+        assert sidecar.core.breaker.is_closed
 
 
 @pytest.mark.parametrize("kind", ["file", "redis"])
