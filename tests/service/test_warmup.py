@@ -216,12 +216,12 @@ async def test_when_a_trial_call_has_closed_the_circuit_it_goes_on_as_usual() ->
     world = Warming()
     world.upstream.room, world.upstream.trial = False, True
     world.source.takes = 1.0
-    warming = asyncio.ensure_future(world.warm(pairs_of(21)))
+    warming = asyncio.ensure_future(world.warm(pairs_of(20)))
     await asyncio.sleep(0.5)
     world.upstream.room = True
     job = await warming
-    assert (job.state, job.results["stored"], world.fetches) == (State.DONE, 21, 1)
-    assert [len(call) for call in world.batch.calls] == [10, 10]
+    assert (job.state, job.results["stored"], world.fetches) == (State.DONE, 20, 1)
+    assert [len(call) for call in world.batch.calls] == [10, 9]
 
 
 async def test_what_is_kept_is_looked_at_by_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
