@@ -13,6 +13,11 @@ TIMEOUT_SECONDS = 10.0
 class OpsError(Exception):
     """The sidecar did not do what it was asked; a sentence for people."""
 
+    def __init__(self, sentence: str, *, status: int | None = None) -> None:
+        """`status`: what it answered; None: it was not asked, or did not answer."""
+        super().__init__(sentence)
+        self.status = status
+
 
 def call(method: str, url: str, body: object = None, *, token_file: Path | None = None) -> Any:
     """Return what the sidecar answers, decoded; raises `OpsError`. No proxy of the environment is used."""
@@ -29,7 +34,8 @@ def call(method: str, url: str, body: object = None, *, token_file: Path | None 
         with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
-        raise OpsError(f"The sidecar at {url} refuses ({error.code}): {_detail(error)}") from error
+        sentence = f"The sidecar at {url} refuses ({error.code}): {_detail(error)}"
+        raise OpsError(sentence, status=error.code) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise OpsError(

@@ -1,10 +1,11 @@
 """Lists of users and nodes to warm up: CSV or JSON lines; what is wrong is reported by line, the rest goes on."""
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+from sidecar.core.routes import MOST_ID
 
 LONGEST_NODE = 200
 """Characters."""
@@ -40,7 +41,10 @@ def read_pairs(lines: Iterable[str]) -> Iterator[tuple[int, str] | Wrong]:
 
 
 def _of_csv(line: str) -> tuple[object, object] | None:
-    (fields,) = csv.reader(io.StringIO(line), skipinitialspace=True)
+    try:
+        (fields,) = csv.reader([line], skipinitialspace=True)
+    except csv.Error as error:
+        raise ValueError(f"no CSV: {error}") from error
     if len(fields) != 2:
         raise ValueError(f"{len(fields)} columns; wanted is user_id,node_name")
     user, node = (field.strip() for field in fields)
@@ -59,8 +63,9 @@ def _of_json(line: str) -> tuple[object, object]:
 
 def _checked(user: object, node: object) -> tuple[int, str]:
     text = user if isinstance(user, str) else str(user)
-    if isinstance(user, bool) or not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 19 or not int(text):
-        raise ValueError(f"user_id: {text[:40]!r} is no number above 0")
+    is_number = not isinstance(user, bool) and text.isascii() and text.isdigit() and len(text) <= 19
+    if not is_number or not 1 <= int(text) <= MOST_ID:
+        raise ValueError(f"user_id: {text[:40]!r} is no number from 1 to {MOST_ID}")
     if not isinstance(node, str) or not 1 <= len(node) <= LONGEST_NODE or not node.isprintable():
         raise ValueError(f"node_name: wanted is a name of 1 to {LONGEST_NODE} printable characters")
     return int(text), node

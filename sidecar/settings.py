@@ -483,7 +483,7 @@ class WarmUpSettings:
         "how long one batch call may take: it brings a hundred times what a single one does",
     )
     patience: float = setting(
-        60.0, duration("0s", "1h"), "a job is stopped when no call could go out for this long: the circuit is open"
+        60.0, duration("0s", "1h"), "a job is stopped when no call but trial calls could go out for this long"
     )
     max_pairs: int = setting(1_000_000, Whole(1, 100_000_000), "pairs in one list; about 30 bytes each in memory")
 

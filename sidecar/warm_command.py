@@ -1,6 +1,5 @@
 """`prompt-sidecar warm`: a list is sent in parts to a running sidecar, whose memory it is that has to be warm."""
 
-import hashlib
 import json
 import signal
 import sys
@@ -18,16 +17,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sidecar.ops_client import OpsError, call
 from sidecar.pairs import Wrong, read_pairs
+from sidecar.warm_resume import Noted, Resume, ResumeError
 
 PART = 1_000
-"""Pairs sent as one job: what an interruption may have to do again."""
+"""Pairs sent as one job, fewer where the sidecar takes no more: what an interruption may have to do again."""
 POLL_SECONDS = 0.2
 LINE_SECONDS = 2.0
 """Between two lines where nobody looks at a terminal."""
 MOST_TOLD = 20
 """Wrong lines and failures that are told one by one."""
 
+TOO_LARGE = 413
+
 Pair = tuple[int, str]
+Show = Callable[[Counter[str], int | None], None]
+"""Shows the results so far, of so many pairs."""
 
 
 class Exit(IntEnum):
@@ -61,13 +65,19 @@ class Wanted(NamedTuple):
 class Tally:
     """What has been done so far, over all parts."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, before: Noted) -> None:
         self.total = total
         self.results: Counter[str] = Counter(done=0, stored=0, fresh=0, duplicate=0, failed=0)
-        self.reasons: Counter[str] = Counter()
-        self.failures: list[dict[str, Any]] = []
+        self.failed_before = before.failed
+        self.reasons: Counter[str] = Counter(before.reasons)
+        self.failures = [*before.failures]
         self.why: str | None = None
         self.began_at = time.monotonic()
+
+    @property
+    def failed(self) -> int:
+        """Pairs of the list that failed, in the runs before as well."""
+        return self.failed_before + self.results["failed"]
 
     def plus(self, status: dict[str, Any]) -> Counter[str]:
         """Return the results with those of a part that is under way."""
@@ -125,103 +135,82 @@ def crossed(users: str, nodes: str) -> list[Pair]:
     return found
 
 
-class Resume:
-    """How many pairs of a list are done, in a file that is bound to the list."""
-
-    def __init__(self, path: Path | None, pairs: Sequence[Pair]) -> None:
-        self._path = path
-        self._list = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-
-    def begin_at(self) -> int:
-        """Return where to go on; raises `ListError` where the file is another list's, or no such file."""
-        if self._path is None or not self._path.exists():
-            return 0
-        try:
-            found = json.loads(self._path.read_text("utf-8"))
-            known, done = found["list"], int(found["done"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ListError(f"--resume: {self._path} is no file of this command's.") from error
-        if known != self._list:
-            raise ListError(f"--resume: {self._path} belongs to another list; name another file, or remove it.")
-        return done
-
-    def note(self, done: int) -> None:
-        """Note how many are done: whole, or not at all."""
-        if self._path is not None:
-            new = self._path.with_name(f"{self._path.name}.new")
-            new.write_text(json.dumps({"list": self._list, "done": done}) + "\n", "utf-8")
-            new.replace(self._path)
-
-    def over(self) -> None:
-        """Remove the file: there is nothing to resume."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-
 def warm(wanted: Wanted) -> int:
     """Do it, and return the exit code."""
+    resume = Resume(wanted.resume, wanted.pairs or ())
     try:
-        resume = Resume(wanted.resume, wanted.pairs or ())
-        begin_at = resume.begin_at()
-    except ListError as error:
+        before = resume.read()
+    except ResumeError as error:
         print(error, file=sys.stderr)  # noqa: T201 — a command speaks
         return Exit.USAGE
-    tally = Tally(None if wanted.pairs is None else len(wanted.pairs) - begin_at)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    state, code = "done", Exit.WARM
+    tally = Tally(None if wanted.pairs is None else len(wanted.pairs) - before.done, before)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
     with _progress(tally, quiet=wanted.as_json) as show:
         try:
-            for body, done in _parts(wanted, begin_at):
-                state = _one(wanted, body, tally, show)
-                if state != "done":
-                    break
-                resume.note(done)
-        except OpsError as error:
+            state = _Run(wanted, tally, resume, show, signals).all(before.done)
+        except (OpsError, ResumeError) as error:
             state, tally.why = "stopped", str(error)
-        except KeyboardInterrupt:
-            state = "interrupted"
+    _report(wanted, tally, state, resume)
     if state == "interrupted":
-        code = Exit.INTERRUPTED
-    elif state != "done":
-        code = Exit.STOPPED
-    else:
-        resume.over()
-        code = Exit.SOME_FAILED if tally.results["failed"] else Exit.WARM
-    _report(wanted, tally, state)
-    return code
+        return Exit.INTERRUPTED
+    if state != "done":
+        return Exit.STOPPED
+    return Exit.SOME_FAILED if tally.failed else Exit.WARM
 
 
-def _parts(wanted: Wanted, begin_at: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the bodies of the jobs, and how many pairs are done after each."""
-    speed = {"rate": wanted.rate, "concurrency": wanted.concurrency}
-    given = {name: value for name, value in speed.items() if value is not None}
-    if wanted.pairs is None:
-        yield {"from_store": True, **given}, 0
-        return
-    for first in range(begin_at, len(wanted.pairs), PART):
-        part = wanted.pairs[first : first + PART]
-        yield {"pairs": part, **given}, first + len(part)
+class _Run(NamedTuple):
+    """One run of the command; its methods return how it ended."""
 
+    wanted: Wanted
+    tally: Tally
+    resume: Resume
+    show: Show
+    signals: Sequence[int]
+    """Those that came; looked at between calls, so that no job is left running that was begun meanwhile."""
 
-def _one(wanted: Wanted, body: dict[str, Any], tally: Tally, show: Callable[[Counter[str], int | None], None]) -> str:
-    """Have one job done; cancels it when interrupted. Returns how it ended."""
-    begun = call("POST", f"{wanted.ops_url}/admin/warm", body, token_file=wanted.token_file)
-    url = f"{wanted.ops_url}{begun['status']}"
-    try:
-        while True:
+    def all(self, begin_at: int) -> str:
+        """Have the list done from there on, in parts that the sidecar takes, or what its store has."""
+        if self.wanted.pairs is None:
+            return self._one({"from_store": True})
+        done, at_once, state = begin_at, PART, "done"
+        while state == "done" and done < len(self.wanted.pairs):
+            part = self.wanted.pairs[done : done + at_once]
+            try:
+                state = self._one({"pairs": part})
+            except OpsError as error:
+                if error.status != TOO_LARGE or len(part) == 1:
+                    raise
+                at_once = len(part) // 2
+                continue
+            if state == "done":
+                done += len(part)
+                self.resume.note(done, self.tally.failed, self.tally.reasons, self.tally.failures)
+        if state == "done":
+            self.resume.over()
+        return state
+
+    def _one(self, what: dict[str, Any]) -> str:
+        """Have one job done; cancels it when interrupted."""
+        wanted = self.wanted
+        speed = {"rate": wanted.rate, "concurrency": wanted.concurrency}
+        body = what | {name: value for name, value in speed.items() if value is not None}
+        begun = call("POST", f"{wanted.ops_url}/admin/warm", body, token_file=wanted.token_file)
+        url = f"{wanted.ops_url}{begun['status']}"
+        while not self.signals:
             status = call("GET", url, token_file=wanted.token_file)
-            show(tally.plus(status), status["total"] if wanted.pairs is None else tally.total)
+            self.show(self.tally.plus(status), status["total"] if wanted.pairs is None else self.tally.total)
             if status["state"] not in {"queued", "running"}:
-                tally.take(status)
+                self.tally.take(status)
                 return str(status["state"])
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        tally.take(call("DELETE", url, token_file=wanted.token_file))
-        raise
+        self.tally.take(call("DELETE", url, token_file=wanted.token_file))
+        return "interrupted"
 
 
 @contextmanager
-def _progress(tally: Tally, *, quiet: bool) -> Iterator[Callable[[Counter[str], int | None], None]]:
+def _progress(tally: Tally, *, quiet: bool) -> Iterator[Show]:
     """Yield what shows how far it is: a bar on a terminal, a line now and then elsewhere, nothing for machines."""
     console = Console(stderr=True)
     if quiet:
@@ -257,7 +246,7 @@ def _in_words(results: Counter[str], total: int | None, seconds: float) -> str:
     return f"{results['done']:,}{of} pairs, {rate:,.0f}/s, {results['failed']:,} failed{left}"
 
 
-def _report(wanted: Wanted, tally: Tally, state: str) -> None:
+def _report(wanted: Wanted, tally: Tally, state: str, resume: Resume) -> None:
     seconds = time.monotonic() - tally.began_at
     if wanted.as_json:
         answer = {
@@ -265,6 +254,7 @@ def _report(wanted: Wanted, tally: Tally, state: str) -> None:
             "why": tally.why,
             "total": tally.total,
             **tally.results,
+            "failed_before": tally.failed_before,
             "seconds": round(seconds, 3),
             "reasons": dict(tally.reasons),
             "failures": tally.failures,
@@ -274,7 +264,8 @@ def _report(wanted: Wanted, tally: Tally, state: str) -> None:
     results = tally.results
     print(  # noqa: T201
         f"{state.capitalize()}: {results['done']:,} pairs in {seconds:,.1f} s; {results['stored']:,} brought, "
-        f"{results['fresh']:,} fresh already, {results['duplicate']:,} twice, {results['failed']:,} failed."
+        f"{results['fresh']:,} fresh already, {results['duplicate']:,} twice, {results['failed']:,} failed"
+        + (f", and {tally.failed_before:,} in the runs before." if tally.failed_before else ".")
     )
     for reason, many in tally.reasons.most_common():
         print(f"  {many:,} times: {reason}", file=sys.stderr)  # noqa: T201
@@ -282,6 +273,5 @@ def _report(wanted: Wanted, tally: Tally, state: str) -> None:
         print(f"  user {each['user_id']}, {each['node_name']}: {each['reason']}", file=sys.stderr)  # noqa: T201
     if tally.why is not None:
         print(tally.why, file=sys.stderr)  # noqa: T201
-    if state != "done":
-        how = "with the same --resume file" if wanted.resume else "with --resume FILE next time"
-        print(f"What is done stays warm; to go on where it ended, run it again {how}.", file=sys.stderr)  # noqa: T201
+    if resume.is_there:
+        print("To go on where it ended, run it again with the same --resume file.", file=sys.stderr)  # noqa: T201

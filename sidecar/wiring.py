@@ -3,7 +3,7 @@
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -259,7 +259,7 @@ async def open_core(
             settings,
             manager=manager,
             batch=BatchSource(client, guard, single, timeout=settings.warmup.batch_timeout),
-            has_room=service.has_room,
+            guard=guard,
             nodes=nodes,
             clock=clock,
             observer=observer,
@@ -310,7 +310,7 @@ def _warm_jobs(
     *,
     manager: PromptManager,
     batch: BatchSource,
-    has_room: Callable[[], bool],
+    guard: Guard,
     nodes: ConfirmedNodes,
     clock: Clock,
     observer: Observer,
@@ -318,7 +318,7 @@ def _warm_jobs(
     warm_up = WarmUp(
         documents=manager.documents_in_use,
         batch=batch,
-        has_room=has_room,
+        upstream=guard,
         policy_for=manager.policy_for,
         confirm=nodes.confirm,
         deadline=lambda: max(manager.rules.deadline, settings.warmup.batch_timeout),

@@ -16,7 +16,7 @@ from sidecar.cache.disk import ALL, Disk, Row, Void, opened, remove, set_aside
 from sidecar.cache.records import Place
 from sidecar.cache.tiered import Found
 from sidecar.core.events import StoreChanged
-from sidecar.service.ports import Clock, Observer
+from sidecar.service.ports import Clock, Observer, StoreAwayError
 
 T = TypeVar("T")
 BATCH_SECONDS = 0.5
@@ -148,17 +148,19 @@ class FileStore:
         return None if count is None else count + len(gone)
 
     async def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Yield the key and the record of each entry, most recently used first, some at a time."""
+        """Yield the key and the record of each entry, most recently used first, some at a time; see `Store.walk`."""
         await self.flush()
         before = 2**62
-        while await self._usable():
+        while True:
+            if self._disk is None and not await self._usable():  # nobody waits for this, so a slow disk will do
+                raise StoreAwayError(self.error or "closed")
             disk = self._disk
             assert disk is not None
             try:
                 rows = await self._in_thread(partial(disk.some_before, before))
             except sqlite3.Error as error:
                 self._broken(error)
-                return
+                raise StoreAwayError(_word_for(error)) from error
             for key, record, used in rows:
                 yield key, record
                 before = used

@@ -104,6 +104,34 @@ async def read_stream(client: Any, stream: str, after: bytes, *, count: int, blo
     return await client.execute_command(*words, target_nodes=node)
 
 
+async def primaries(client: Any) -> list[Any]:
+    """Return the servers that have all keys between them; None stands for the only one."""
+    if not isinstance(client, RedisCluster):
+        return [None]
+    await client.initialize()
+    return list(client.get_primaries())
+
+
+async def scan(client: Any, server: Any, cursor: int, pattern: str, *, count: int) -> tuple[int, list[bytes]]:
+    """Return some of a server's keys that match, and where to go on; 0: these were the last."""
+    if server is None:
+        after, keys = await client.scan(cursor, pattern, count)
+    else:
+        cursors, keys = await client.scan(cursor, pattern, count, target_nodes=server)
+        (after,) = cursors.values()
+    return after, keys
+
+
+async def read_all(client: Any, keys: list[bytes]) -> list[bytes | None]:
+    """Return what stands under some keys, read together; in a cluster, they may be of many slots."""
+    if not keys:
+        return []
+    values: list[bytes | None] = await (client.mget_nonatomic if isinstance(client, RedisCluster) else client.mget)(
+        keys
+    )
+    return values
+
+
 class _Bytes(BaseSerializer):  # type: ignore[misc] # aiocache carries no types
     """What is kept is bytes and comes back as bytes: nothing that could be executed."""
 

@@ -5,14 +5,15 @@ import secrets
 import struct
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from sidecar.cache.records import Place
-from sidecar.cache.redis_client import RedisCache
+from sidecar.cache.redis_client import RedisCache, primaries, read_all, scan
 from sidecar.cache.redis_keys import HEAD_BYTES, LEARN, MARK, NO_RECORDS, PLACE_AT, STORE, TOKEN_BYTES, Keyspace, packed
 from sidecar.cache.redis_link import RedisLink, StoreDownError
 from sidecar.cache.tiered import Found
-from sidecar.service.ports import Clock, Unsettled
+from sidecar.service.ports import Clock, StoreAwayError, Unsettled
 
 TOKEN_SECONDS = 86_400.0
 """A token outlives the records under it, and goes when its owner is not asked for any more."""
@@ -166,26 +167,23 @@ class RedisStore:
             self._tokens.pop(owner, None)
 
     async def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Yield the key of each record's place, and the record; those of an older era as well."""
-        found: AsyncIterator[bytes] | None = None
+        """Yield the key of each record's place, and the record; those of an older era as well; see `Store.walk`."""
+        try:
+            for server in await self._link.call(lambda redis: primaries(redis.client)):
+                cursor = 0
+                while True:
+                    cursor, values = await self._link.call(partial(self._some, server, cursor))
+                    for value in values:
+                        if value is not None and len(value) > HEAD_BYTES:
+                            yield value[PLACE_AT:HEAD_BYTES], value[HEAD_BYTES:]
+                    if not cursor:
+                        break
+        except StoreDownError as error:
+            raise StoreAwayError(self.error or str(error)) from error
 
-        async def some(redis: RedisCache) -> list[bytes | None]:
-            nonlocal found
-            if found is None:
-                found = aiter(redis.client.scan_iter(match=self._keys.pattern, count=READ_AT_ONCE))
-            keys = [key async for key in _first(found, READ_AT_ONCE)]
-            return [await redis.get(key) for key in keys if not key.endswith(NO_RECORDS)] if keys else [b""]
-
-        while True:
-            try:
-                values = await self._link.call(some)
-            except StoreDownError:
-                return
-            for value in values:
-                if value is not None and len(value) > HEAD_BYTES:
-                    yield value[PLACE_AT:HEAD_BYTES], value[HEAD_BYTES:]
-            if values == [b""]:
-                return
+    async def _some(self, server: Any, cursor: int, redis: RedisCache) -> tuple[int, list[bytes | None]]:
+        after, keys = await scan(redis.client, server, cursor, self._keys.pattern, count=READ_AT_ONCE)
+        return after, await read_all(redis.client, [key for key in keys if not key.endswith(NO_RECORDS)])
 
     async def flush(self) -> None:
         """Write what waits."""
@@ -257,11 +255,3 @@ class RedisStore:
         except StoreDownError:
             return False
         return True
-
-
-async def _first(found: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
-    for _ in range(most):
-        try:
-            yield await anext(found)
-        except StopAsyncIteration:
-            return

@@ -47,7 +47,7 @@ class StoreStats(Protocol):
 
 
 class Store(StoreStats, Protocol):
-    """What keeps records outside the process; never raises, and answers in its own time or not at all."""
+    """What keeps records outside the process; requests see no error of it, and wait for it in its own time only."""
 
     kind: str
     """Its name in telemetry."""
@@ -80,7 +80,10 @@ class Store(StoreStats, Protocol):
         ...
 
     def walk(self) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Yield the key of each record's place, and the record; what is put meanwhile may be left out."""
+        """Yield the key of each record's place, and the record; what is put meanwhile may be left out.
+
+        Raises `StoreAwayError` where it cannot go on to the end.
+        """
         ...
 
     async def close(self) -> None:
@@ -203,7 +206,10 @@ class TieredCache:
             return None
 
     async def working_set(self) -> AsyncIterator[tuple[int, str]]:
-        """Yield user and node of all that is kept behind the memory; the node is empty where it is all of them."""
+        """Yield user and node of all that is kept behind the memory; the node is empty where it is all of them.
+
+        Raises `StoreAwayError` where what is behind the memory cannot be read to its end.
+        """
         if self._store is None:
             return
         async for key, data in self._store.walk():

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 from aiohttp import web
 
+from sidecar.core.routes import MOST_ID
 from sidecar.server.body import BodyError, read_body
 from sidecar.server.listener import Handler
 from sidecar.server.responses import problem
@@ -22,7 +23,7 @@ WANTED = (
     'with "rate" and "concurrency" if they shall differ from the settings.'
 )
 
-_User = Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
+_User = Annotated[int, msgspec.Meta(gt=0, le=MOST_ID)]
 _Node = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 

@@ -134,6 +134,10 @@ class Cache(Protocol):
         ...
 
 
+class StoreAwayError(Exception):
+    """What is behind the memory cannot be read now; says why in a word of a closed set."""
+
+
 class Group(Protocol):
     """The other sidecars that share a store."""
 

@@ -13,7 +13,7 @@ from sidecar.core.events import WarmedUp, WarmUpEnded
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.policy import Policy
 from sidecar.service.generations import Documents, Generation
-from sidecar.service.ports import Clock, Confirmed, Observer
+from sidecar.service.ports import Clock, Confirmed, Observer, StoreAwayError
 from sidecar.service.resources import Landed, Terms
 
 Pair = tuple[int, str]
@@ -26,7 +26,9 @@ BATCH_GONE_SECONDS = 600.0
 RECENT = 10_000
 """Keys that are remembered, to do pairs near each other once; further apart, the second is found fresh."""
 MOST_TRIES = 3
-"""How often a pair is tried that meets an open circuit."""
+"""How often a pair is tried that fails while the circuit is open, or opens it."""
+LOOKS_AT_ONCE = 8
+"""Looks at what is kept: half of the connections to a shared store, so that requests find one."""
 MOST_TOLD = 1_000
 """Failures that are kept one by one; the others are only counted."""
 
@@ -38,7 +40,7 @@ class State(StrEnum):
     RUNNING = "running"
     DONE = "done"
     STOPPED = "stopped"
-    """Before its end: the upstream is away, or there is nothing that could be warmed."""
+    """Before its end: the upstream or the store is away, or there is nothing that could be warmed."""
     CANCELLED = "cancelled"
 
 
@@ -51,7 +53,7 @@ class WarmUpRule(NamedTuple):
     batch: int
     """Pairs in one batch call; 1: single calls."""
     patience: float
-    """Seconds without a call that could go out, after which a job is stopped."""
+    """Seconds without room for a call, after which a job is stopped; trial calls make none."""
 
 
 class Failed(NamedTuple):
@@ -84,7 +86,7 @@ class Job:
         """Why it was stopped."""
         self.results: Counter[str] = Counter(stored=0, fresh=0, failed=0, duplicate=0)
         self.again: list[Unit] = []
-        """What met an open circuit, and is tried again."""
+        """What failed for an open circuit, and is tried again."""
         self.reasons: Counter[str] = Counter()
         self.failures: list[Failed] = []
         self.began_at: float | None = None
@@ -112,6 +114,18 @@ class Batch(Protocol):
         ...
 
 
+class Upstream(Protocol):
+    """Whether a call may go out; see `upstream.guarded`."""
+
+    def has_room(self, *, trial: bool = False) -> bool:
+        """Return whether a call that nobody waits for may go out; `trial`: also one that may close the circuit."""
+        ...
+
+    def circuit_open_for(self) -> float | None:
+        """Return None where a call may go out now, else the seconds until it is worth asking again."""
+        ...
+
+
 class WarmUp:
     """Brings jobs' pairs into the cache, one job after the other."""
 
@@ -120,17 +134,17 @@ class WarmUp:
         *,
         documents: Callable[[], Awaitable[Documents | None]],
         batch: Batch,
-        has_room: Callable[[], bool],
+        upstream: Upstream,
         policy_for: Callable[[str], Policy],
         confirm: Callable[[str], None],
         deadline: Callable[[], float],
         clock: Clock,
         observer: Observer,
     ) -> None:
-        """`documents`: where they come from now, None where nothing is kept; `has_room`: whether a call may go out."""
+        """`documents`: where they come from now, None where nothing is kept."""
         self._documents = documents
         self._batch = batch
-        self._has_room = has_room
+        self._upstream = upstream
         self._policy_for = policy_for
         self._confirm = confirm
         self._deadline = deadline
@@ -138,10 +152,13 @@ class WarmUp:
         self._observe = observer
         self._batch_gone_until = 0.0
         self._next_at = 0.0
+        self._no_room_since: float | None = None
+        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     async def run(self, job: Job) -> None:
         """Do a job; it ends as done, stopped or (where this task is) cancelled, and says so."""
         job.state, job.began_at, self._next_at = State.RUNNING, self._clock(), self._clock()
+        self._no_room_since = None
         try:
             documents = await self._documents()
             if documents is None:
@@ -150,6 +167,8 @@ class WarmUp:
                 job.state = State.DONE
             else:
                 job.state, job.why = State.STOPPED, f"the config service took no calls for {job.rule.patience:g} s"
+        except StoreAwayError as error:
+            job.state, job.why = State.STOPPED, f"the store cannot be read to its end ({error})"
         except asyncio.CancelledError:
             job.state = State.CANCELLED
             raise
@@ -190,10 +209,11 @@ class WarmUp:
     ) -> bool:
         """Send what waits, as many at once as make a call, `least` at least; return False where none may go."""
         while len(waiting) >= (least or self._at_once(job, documents)):
-            units = waiting[: self._at_once(job, documents)]
-            del waiting[: len(units)]
-            if not await self._may_go(job, len(units)):
+            many = await self._room(job, min(len(waiting), self._at_once(job, documents)), under_way)
+            if not many:
                 return False
+            units = waiting[:many]
+            del waiting[:many]
             while len(under_way) >= job.rule.concurrency:
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             task = asyncio.ensure_future(self._bring(job, documents, units))
@@ -221,22 +241,30 @@ class WarmUp:
             return 1
         return job.rule.batch
 
-    async def _may_go(self, job: Job, many: int) -> bool:
+    async def _room(self, job: Job, many: int, under_way: set[asyncio.Task[None]]) -> int:
+        """Wait until some may go, and return how many of them: one, alone, where it may close the circuit; 0: none."""
         now = self._clock()
         await asyncio.sleep(max(0.0, self._next_at - now))
-        give_up_at = self._clock() + job.rule.patience
-        while not self._has_room():
-            if self._clock() >= give_up_at:
-                return False
+        while not self._upstream.has_room():
+            if self._no_room_since is None:
+                self._no_room_since = self._clock()
+            if self._clock() >= self._no_room_since + job.rule.patience:
+                return 0
+            if not under_way and self._upstream.has_room(trial=True):
+                many = 1
+                break
             await asyncio.sleep(YIELD_SECONDS)
+        else:
+            self._no_room_since = None
         self._next_at = max(self._clock(), self._next_at) + many / job.rule.rate
-        return True
+        return many
 
     async def _bring(self, job: Job, documents: Documents, units: list[Unit]) -> None:
         """Bring a few, by the batch call where there are several and the service has it."""
         wanted = []
-        for unit in units:
-            if await documents.resources.is_fresh(unit.key, self._terms(unit)):
+        fresh = await asyncio.gather(*(self._is_fresh(documents, unit) for unit in units))
+        for unit, is_fresh in zip(units, fresh, strict=True):
+            if is_fresh:
                 job.results["fresh"] += 1
                 self._observe(WarmedUp("fresh"))
             else:
@@ -246,6 +274,10 @@ class WarmUp:
         for unit in wanted:
             landed = await documents.resources.refresh(unit.key, self._terms(unit))
             self._note(job, unit, landed)
+
+    async def _is_fresh(self, documents: Documents, unit: Unit) -> bool:
+        async with self._looks:
+            return await documents.resources.is_fresh(unit.key, self._terms(unit))
 
     async def _by_batch(self, job: Job, documents: Documents, units: list[Unit]) -> bool:
         """Bring all of them by one call; return False where that is not the way, and single calls are."""
@@ -257,7 +289,8 @@ class WarmUp:
             if failure.status in {404, 405}:
                 self._batch_gone_until = self._clock() + BATCH_GONE_SECONDS
                 return False
-            if not failure.rule.stale or failure.rule.status == 502:
+            is_answer = not failure.rule.stale or failure.rule.status == 502
+            if is_answer or (failure.kind is FailureKind.SERVER_ERROR and not self._is_away()):
                 return False  # one of them may have spoilt it for all, or all of them are too much
             for unit in units:
                 self._note(job, unit, failure)
@@ -267,12 +300,16 @@ class WarmUp:
             self._note(job, unit, landed)
         return True
 
+    def _is_away(self) -> bool:
+        return self._upstream.circuit_open_for() is not None
+
     def _terms(self, unit: Unit) -> Terms:
         return Terms(unit.policy, NO_DIRECTIVES, self._clock(), self._deadline())
 
     def _note(self, job: Job, unit: Unit, landed: Landed[Any] | UpstreamFailure) -> None:
         if isinstance(landed, UpstreamFailure):
-            if landed.kind is FailureKind.CIRCUIT_OPEN and unit.tries < MOST_TRIES:
+            may_help = landed.kind is FailureKind.CIRCUIT_OPEN or (landed.rule.retry and self._is_away())
+            if may_help and unit.tries < MOST_TRIES:
                 job.again.append(unit._replace(tries=unit.tries + 1))
                 return
             job.fail(unit.pair, reason_of(landed))

@@ -103,9 +103,13 @@ class Guard:
         """Return whether the upstream has answered since this process began."""
         return self._proven
 
-    def has_room(self) -> bool:
-        """Return whether a call that nobody waits for may go out: the circuit is closed and the bulkhead half empty."""
-        return self.circuit_open_for() is None and self._breaker.is_closed and self._rules.bulkhead.is_half_empty
+    def has_room(self, *, trial: bool = False) -> bool:
+        """Return whether a call that nobody waits for may go out: the circuit is closed and the bulkhead half empty.
+
+        `trial`: also while the circuit is not closed, if it is due for a call that may close it.
+        """
+        is_closed = trial or self._breaker.is_closed
+        return self.circuit_open_for() is None and is_closed and self._rules.bulkhead.is_half_empty
 
     async def call(
         self,

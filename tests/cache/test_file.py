@@ -22,6 +22,7 @@ from sidecar.cache.records import Place
 from sidecar.cache.tiered import Found
 from sidecar.core.events import Event, StoreChanged
 from sidecar.demo.processes import PACKAGE_ROOT
+from sidecar.service.ports import StoreAwayError
 from tests.harness import ManualClock, eventually
 
 KILLS = 50
@@ -388,6 +389,21 @@ async def test_a_disk_that_hangs_when_it_is_opened_holds_nobody_up(path: Path, m
         await two.heals()
         assert await two.names("a") == {"a"}
         assert two.events[1:] == [StoreChanged(None)]
+
+
+async def test_a_walk_waits_for_a_slow_disk_and_says_where_it_cannot_go_on(path: Path) -> None:
+    async with opened(path) as one:
+        for number in range(disk.AT_ONCE + 1):
+            one.put(str(number), owner=b"1")
+        walk = one.store.walk()
+        await anext(walk)
+        one.store._in_trouble("slow")
+        assert len([each async for each in walk]) == disk.AT_ONCE
+        assert one.store._disk is not None
+        one.store._disk.close()
+        for _ in ("while it is read", "while it is not tried again"):
+            with pytest.raises(StoreAwayError, match="unusable"):
+                await anext(one.store.walk())
 
 
 async def test_with_too_much_to_write_the_oldest_is_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sidecar.cache import redis_group
+from sidecar.cache import redis_group, redis_store
 from sidecar.cache.outbox import MOST_WAITING, Message
 from sidecar.cache.records import Place, place_of
 from sidecar.cache.redis_group import RedisGroup
@@ -21,7 +21,7 @@ from sidecar.core.changes import AllVoid, Change, NodeVoid, WriteBegan, WriteEnd
 from sidecar.core.events import Crashed, Event, RecordDropped, StoreChanged
 from sidecar.core.model import PromptKey
 from sidecar.core.servers import RedisUrl
-from sidecar.service.ports import Unsettled
+from sidecar.service.ports import StoreAwayError, Unsettled
 from sidecar.settings import RedisSettings, Settings, StoreKind, StoreSettings
 from sidecar.stores import open_store
 from tests.harness import Chance, ManualClock, eventually
@@ -265,6 +265,28 @@ async def test_what_is_dropped_is_gone_for_all(redis: Server) -> None:
         await two.store.flush()
         assert await one.has(EXPLAIN) is None
         assert await one.has(QUIZ) == b"record"
+
+
+async def test_a_walk_reads_a_page_of_records_by_one_call(redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "READ_AT_ONCE", 20)
+    places = [place_of(SPACE, PromptKey(user, "explain")) for user in range(1, 51)]
+    async with member_of(redis, b"one") as one:
+        for place in places:
+            await one.fetches(place, b"record of " + place.key)
+        await redis.client.config_resetstat()
+        found = [each async for each in one.store.walk()]
+        stats = await redis.client.info("commandstats")
+    assert sorted(found) == sorted((place.key, b"record of " + place.key) for place in places)
+    assert stats["cmdstat_mget"]["calls"] <= stats["cmdstat_scan"]["calls"] <= 20
+    assert "cmdstat_get" not in stats
+
+
+async def test_a_walk_that_cannot_go_on_says_so(redis: Server) -> None:
+    async with member_of(redis, b"one") as one:
+        await one.fetches(EXPLAIN, b"record")
+        await redis.kill()
+        with pytest.raises(StoreAwayError, match="unreachable"):
+            await anext(one.store.walk())
 
 
 async def test_a_note_is_kept_for_the_next_sidecar(redis: Server) -> None:

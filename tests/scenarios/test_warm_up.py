@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from sidecar.core.policy import Policy
 from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.demo.reference.faults import Mode
 from sidecar.demo.reference.state import TODAY, Generation
-from sidecar.settings import StoreSettings, UpstreamApi, WarmUpSettings
+from sidecar.settings import BreakerSettings, StoreSettings, UpstreamApi, WarmUpSettings
 from tests.harness import Reference, Sidecar, eventually, reference, settings_for, sidecar_with
 from tests.redis_servers import server
 from tests.scenarios.test_redis_shared import store_at
@@ -94,6 +96,23 @@ async def test_in_todays_generation_one_read_serves_all_nodes_of_a_user(tmp_path
             assert await is_covered(upstream, sidecar, *PAIRS)
 
 
+async def test_it_goes_on_by_itself_after_an_outage_without_any_traffic() -> None:
+    breaker = BreakerSettings(fail_max=2, reset_timeout=0.02)
+    async with warming(breaker=breaker) as (upstream, sidecar):
+        upstream.fails(Mode.UNAVAILABLE)
+        warm_up = asyncio.ensure_future(ended(sidecar, {"users": [*range(1, 301)], "nodes": ["explain"]}))
+
+        async def is_open() -> bool:
+            await asyncio.sleep(0)
+            return not sidecar.core.breaker.is_closed
+
+        await eventually(is_open)
+        upstream.fails(Mode.NONE)
+        status = await warm_up
+        assert (status["state"], status["failed"], status["done"]) == ("done", 0, 300)
+        assert sidecar.core.breaker.is_closed
+
+
 @pytest.mark.parametrize("kind", ["file", "redis"])
 async def test_what_the_store_has_is_taken_into_memory(tmp_path: Path, kind: str) -> None:
     async with server() as redis, reference(templates=TEMPLATES, announce_version=False) as upstream:
@@ -108,6 +127,15 @@ async def test_what_the_store_has_is_taken_into_memory(tmp_path: Path, kind: str
             if kind == "redis":
                 await redis.kill()
             assert await is_covered(upstream, sidecar, *PAIRS)
+
+
+async def test_a_store_that_cannot_be_read_to_its_end_is_told_of() -> None:
+    async with server() as redis, warming(store=store_at(redis.url)) as (_, sidecar):
+        await ended(sidecar, {"pairs": PAIRS})
+        await redis.kill()
+        code, out, error = await command("--from-store", "--ops-url", sidecar.ops)
+        assert (code, out.partition(":")[0]) == (3, "Stopped")
+        assert "the store cannot be read to its end (unreachable)" in error
 
 
 @pytest.mark.parametrize(
@@ -221,7 +249,7 @@ async def test_the_command_warms_a_list_and_reports_what_is_wrong_with_it(tmp_pa
         assert code == 1
         assert "Done: 2 pairs" in out
         assert "1 brought, 0 fresh already, 0 twice, 1 failed." in out
-        assert f"{path}, line 4: user_id: 'x' is no number above 0" in error
+        assert f"{path}, line 4: user_id: 'x' is no number from 1 to 9223372036854775807" in error
         assert "1 times: the config service answered 404" in error
         assert "user 2, no: the config service answered 404" in error
         assert "\x1b" not in error
@@ -265,7 +293,7 @@ def _all_of(terminal: int) -> str:
 
 
 async def test_an_interrupted_command_goes_on_where_it_ended(tmp_path: Path) -> None:
-    path, resume = listed(tmp_path, *(f"{user},explain" for user in range(1, 2501))), tmp_path / "resume"
+    path, resume = listed(tmp_path, "1,no", *(f"{user},explain" for user in range(1, 2500))), tmp_path / "resume"
     async with warming() as (_, sidecar):
         arguments = (str(path), "--ops-url", sidecar.ops, "--resume", str(resume))
 
@@ -277,18 +305,20 @@ async def test_an_interrupted_command_goes_on_where_it_ended(tmp_path: Path) -> 
         assert code == 130
         assert out.startswith("Interrupted: ")
         assert "run it again with the same --resume file" in error
-        assert json.loads(resume.read_text())["done"] == 1000
+        noted = json.loads(resume.read_text())
+        assert (noted["done"], noted["failed"]) == (1000, 1)
         kept = len(sidecar.core.cache)
         code, out, _ = await command(*arguments, "--rate", "100000", "--json")
-        assert code == 0
+        assert code == 1, "a pair of the first part failed"
         found = json.loads(out)
-        assert (found["total"], found["done"], found["failed"]) == (1500, 1500, 0)
-        assert found["fresh"] >= kept - 1000 - 1
+        assert (found["total"], found["done"], found["failed"], found["failed_before"]) == (1500, 1500, 0, 1)
+        assert [(each["user_id"], each["node_name"]) for each in found["failures"]] == [(1, "no")]
+        assert found["fresh"] >= kept - 999 - 1
         assert not resume.exists()
-        assert len(sidecar.core.cache) == 2500
+        assert len(sidecar.core.cache) == 2499
         other = tmp_path / "other.csv"
         other.write_text("1,explain\n")
-        resume.write_text('{"list": "another", "done": 5}')
+        resume.write_text('{"digest": "another", "done": 5}')
         code, _, error = await command(str(other), "--ops-url", sidecar.ops, "--resume", str(resume))
         assert (code, "belongs to another list" in error) == (2, True)
 
@@ -298,8 +328,10 @@ async def test_an_interrupted_command_goes_on_where_it_ended(tmp_path: Path) -> 
     [
         ((), 2, "Say what"),
         (("--users", "1"), 2, "go together"),
-        (("--users", "x", "--nodes", "a"), 2, "'x' is no number above 0"),
+        (("--users", "x", "--nodes", "a"), 2, "'x' is no number from 1 to 9223372036854775807"),
         (("--from-store", "--resume", "r"), 2, "--resume needs a list"),
+        (("--users", "1", "--nodes", "a", "--resume", "/no/such/r"), 2, "/no/such is no folder in which a file can be"),
+        (("--users", "1", "--nodes", "a", "--resume", "/dev/null"), 2, "/dev/null is no file of this command's"),
         (("no-such-file",), 2, "no-such-file cannot be read: No such file or directory."),
         (("/dev/null",), 2, "No pair of user and node was found"),
         (("--users", "1", "--nodes", "a", "--ops-url", "http://127.0.0.1:1"), 3, "cannot be asked: "),
@@ -311,3 +343,67 @@ async def test_what_cannot_be_done_is_a_sentence_and_an_exit_code(
     found, _, error = await command(*arguments)
     assert found == code
     assert says in error
+
+
+async def test_the_list_is_sent_in_parts_that_the_sidecar_takes(tmp_path: Path) -> None:
+    path = listed(tmp_path, *(f"{user},explain" for user in range(1, 21)))
+    async with warming(warmup=WarmUpSettings(max_pairs=8)) as (upstream, sidecar):
+        code, out, _ = await command(str(path), "--ops-url", sidecar.ops)
+        assert (code, out.partition(" in ")[0]) == (0, "Done: 20 pairs")
+        assert await is_covered(upstream, sidecar, (1, "explain"), (20, "explain"))
+
+
+async def test_where_nothing_can_be_resumed_nobody_is_told_to() -> None:
+    async with warming() as (_, sidecar):
+        code, _, error = await command("--from-store", "--ops-url", sidecar.ops)
+        assert code == 3
+        assert "There is no store whose working set could be warmed" in error
+        assert "run it again" not in error
+
+
+async def test_a_resume_file_that_cannot_be_written_any_more_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "resume.new").mkdir()
+    async with warming() as (_, sidecar):
+        given = ("--users", "1", "--nodes", "explain", "--resume", str(tmp_path / "resume"))
+        code, out, error = await command(*given, "--ops-url", sidecar.ops)
+        assert (code, out.partition(" in ")[0]) == (3, "Stopped: 1 pairs")
+        assert f"--resume: {tmp_path}/resume cannot be written: Is a directory." in error
+        assert "Traceback" not in error
+
+
+async def test_a_job_whose_number_is_not_yet_known_is_cancelled_too() -> None:
+    asked, interrupted, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.method == "POST":
+            asked.set()
+            await interrupted.wait()
+            return web.json_response({"status": "/admin/warm?job=7"}, status=202)
+        if request.method == "DELETE" and request.raw_path == "/admin/warm?job=7":
+            cancelled.set()
+        counts = dict.fromkeys(("done", "stored", "fresh", "duplicate", "failed"), 0)
+        return web.json_response({"state": "running", "total": 1, "reasons": {}, "failures": [], "why": None} | counts)
+
+    async with RawTestServer(answer) as ops:
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "sidecar",
+                "warm",
+                "--users",
+                "1",
+                "--nodes",
+                "a",
+                "--ops-url",
+                str(ops.make_url("/")).rstrip("/"),
+            ),
+            env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        await asked.wait()
+        process.send_signal(signal.SIGINT)
+        interrupted.set()
+        out, _ = await process.communicate()
+    assert out.startswith(b"Interrupted: ")
+    assert (process.returncode, cancelled.is_set()) == (130, True)

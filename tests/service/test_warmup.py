@@ -1,7 +1,7 @@
 """Warm-up: quick where it may be, out of live traffic's way, and honest about what failed; in faked time."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +10,9 @@ from sidecar.core.errors import FailureKind, UpstreamFailure
 from sidecar.core.events import WarmUpEnded
 from sidecar.core.model import Document, PromptKey
 from sidecar.core.policy import Policy, Strategy
-from sidecar.service.ports import Confirmed
+from sidecar.service.ports import Confirmed, StoreAwayError
 from sidecar.service.warm_jobs import Gate, TooManyJobsError, WarmJobs
-from sidecar.service.warmup import Job, Pair, State, WarmUp, WarmUpRule, listed
+from sidecar.service.warmup import LOOKS_AT_ONCE, Job, Pair, State, WarmUp, WarmUpRule, listed
 from sidecar.upstream.guarded import Confirmation
 from tests.fakes import World, answered, document, loop_time
 
@@ -43,17 +43,32 @@ class FakeBatch:
         return [self.serves.get(key) or Confirmation(document(), sent_at) for key in keys]
 
 
+class FakeUpstream:
+    """Whether a call may go out, as it is told."""
+
+    def __init__(self) -> None:
+        self.room = True
+        self.trial = False
+        self.open_for: float | None = None
+
+    def has_room(self, *, trial: bool = False) -> bool:
+        return self.room or (trial and self.trial)
+
+    def circuit_open_for(self) -> float | None:
+        return self.open_for
+
+
 class Warming(World):
     """A world with a warm-up."""
 
     def __init__(self, policy: Policy = LONG, **given: Any) -> None:
         super().__init__(policy, **given)
         self.batch = FakeBatch()
-        self.room = True
+        self.upstream = FakeUpstream()
         self.warm_up = WarmUp(
             documents=self.manager.documents_in_use,
             batch=self.batch,
-            has_room=lambda: self.room,
+            upstream=self.upstream,
             policy_for=self.manager.policy_for,
             confirm=self.nodes.confirm,
             deadline=lambda: 4.0,
@@ -141,18 +156,18 @@ async def test_it_is_no_faster_than_its_rate() -> None:
 
 async def test_it_yields_to_live_traffic_and_goes_on_when_there_is_room() -> None:
     world = Warming()
-    world.room = False
+    world.upstream.room = False
     warming = asyncio.ensure_future(world.warm(pairs_of(20)))
     await asyncio.sleep(30)
     assert world.batch.calls == []
-    world.room = True
+    world.upstream.room = True
     job = await warming
     assert (job.state, job.results["stored"]) == (State.DONE, 20)
 
 
 async def test_without_room_for_longer_than_its_patience_it_stops_and_says_so() -> None:
     world = Warming()
-    world.room = False
+    world.upstream.room = False
     job = await world.warm(pairs_of(20))
     assert job.state is State.STOPPED
     assert job.why == "the config service took no calls for 60 s"
@@ -167,6 +182,76 @@ async def test_what_met_an_open_circuit_is_tried_again() -> None:
     world.batch.fails = [OPEN] * 5
     job = await world.warm([(user, "quiz") for user in range(1, 11)])
     assert dict(job.reasons) == {"circuit open": 10}
+
+
+async def test_what_failed_as_the_circuit_opened_is_tried_again() -> None:
+    world = Warming()
+    world.batch.fails = [DOWN]
+    world.upstream.open_for = 10.0
+    job = await world.warm(pairs_of(10))
+    assert (job.state, job.results["stored"], job.results["failed"]) == (State.DONE, 10, 0)
+    assert [len(call) for call in world.batch.calls] == [10, 10]
+
+
+async def test_a_batch_that_fails_while_others_are_served_is_tried_one_by_one() -> None:
+    world = Warming()
+    world.batch.fails = [DOWN]
+    job = await world.warm(pairs_of(10))
+    assert (job.results["stored"], world.fetches) == (10, 10)
+
+
+async def test_while_the_circuit_is_not_closed_single_calls_are_tried_one_after_the_other() -> None:
+    world = Warming()
+    world.upstream.room, world.upstream.trial, world.upstream.open_for = False, True, 10.0
+    world.source.serves, world.source.takes = DOWN, 1.0
+    job = await world.warm(pairs_of(100))
+    assert job.state is State.STOPPED
+    assert job.why == "the config service took no calls for 60 s"
+    assert 59 <= loop_time() <= 62
+    assert 50 <= world.fetches <= 61, "a second each"
+    assert (world.batch.calls, job.failures) == ([], [])
+
+
+async def test_when_a_trial_call_has_closed_the_circuit_it_goes_on_as_usual() -> None:
+    world = Warming()
+    world.upstream.room, world.upstream.trial = False, True
+    world.source.takes = 1.0
+    warming = asyncio.ensure_future(world.warm(pairs_of(20)))
+    await asyncio.sleep(0.5)
+    world.upstream.room = True
+    job = await warming
+    assert (job.state, job.results["stored"], world.fetches) == (State.DONE, 20, 1)
+    assert [len(call) for call in world.batch.calls] == [10, 9]
+
+
+async def test_what_is_kept_is_looked_at_by_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Warming()
+    looks, peak = 0, 0
+
+    async def look(*_: Any) -> bool:
+        nonlocal looks, peak
+        looks += 1
+        peak = max(peak, looks)
+        await asyncio.sleep(1)
+        looks -= 1
+        return True
+
+    monkeypatch.setattr(world.resources, "is_fresh", look)
+    job = await world.warm(pairs_of(160), QUICK._replace(batch=40))
+    assert job.results["fresh"] == 160
+    assert (peak, round(loop_time())) == (LOOKS_AT_ONCE, 160 // LOOKS_AT_ONCE)
+
+
+async def test_a_store_that_cannot_be_read_to_its_end_stops_it() -> None:
+    async def some() -> AsyncIterator[Pair]:
+        yield 1, "explain"
+        raise StoreAwayError("slow")
+
+    world = Warming()
+    job = Job(some(), None, QUICK)
+    await world.warm_up.run(job)
+    assert (job.state, job.why) == (State.STOPPED, "the store cannot be read to its end (slow)")
+    assert job.ended.is_set()
 
 
 async def test_a_write_during_the_call_makes_void_what_it_brings() -> None:

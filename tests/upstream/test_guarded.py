@@ -435,6 +435,22 @@ async def test_the_circuit_closes_again_by_a_trial_call_while_the_others_are_ref
     assert isinstance(await world.fetch(), Confirmation)
 
 
+async def test_a_circuit_that_is_due_for_a_trial_call_has_room_for_that_alone() -> None:
+    world = World(fails(), Step(0.5, GOOD), fail_max=1)
+    rooms = [world.guard.has_room(trial=True)]
+    await world.fetch()
+    rooms.append(world.guard.has_room(trial=True))
+    await asyncio.sleep(RESET_TIMEOUT)
+    rooms.append(world.guard.has_room(trial=True))
+    assert not world.guard.has_room()
+    trial = world.begins()
+    await asyncio.sleep(0.1)
+    rooms.append(world.guard.has_room(trial=True))
+    await trial
+    assert world.guard.has_room()
+    assert rooms == [True, False, True, False]
+
+
 # The bulkhead
 
 
