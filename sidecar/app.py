@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
 from sidecar.start_warm import begin_warm_up, warm_up_rule
 from sidecar.status import status_of
+from sidecar.telemetry.log_setup import Logs
 from sidecar.upstream.forward import Forwarder
 from sidecar.watch import watch
 from sidecar.wiring import Core, StartError, installed_version, open_core
@@ -57,17 +58,24 @@ async def running(
     wall: Clock = time.time,
     rng: Rng | None = None,
     sockets: Mapping[str, socket.socket] | None = None,
+    logs: Logs | None = None,
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
     `origin`: where the settings come from; without one a reload finds them unchanged. `sockets`: listening already, by
-    the names of `sidecar.activation`; each is used in place of the address in the settings.
+    the names of `sidecar.activation`; each is used in place of the address in the settings. `logs`: this process's, where
+    the sidecar is all of it.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
     ready, inherited = False, sockets or {}
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
     async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
-        reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
+        if logs is not None:
+            core.metrics.has_log(lambda: logs.dropped)
+            core.background.keep(logs.attend(), name="log")
+        reload = Reloader(
+            origin.load if origin else lambda: settings, lambda: core.settings, _adopting(core, logs), core.observer
+        )
         ops = ops_routes(
             ready=lambda: ready,
             metrics=core.metrics.scrape,
@@ -110,10 +118,21 @@ async def running(
             await runner.cleanup()
             await core.background.drain(settings.deadline)
             await ops_runner.cleanup()
+    if logs is not None:
+        logs.tell_all()
     log.info("stopped")
 
 
-def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Routes:
+def _adopting(core: Core, logs: Logs | None) -> Callable[[Settings], None]:
+    def adopt(settings: Settings) -> None:
+        if logs is not None and settings.log != core.settings.log:
+            logs.adopt(settings.log)
+        core.adopt(settings)
+
+    return adopt
+
+
+def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Handler:
     """Return what LearnFlow and its bot are answered by."""
     proxy_settings = settings.proxy
     reader = Reader(
@@ -142,8 +161,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     )
     parts = PromptData(core.manager, reader, proxy, clock=clock, deadline=settings.deadline)
     elsewhere = Elsewhere(lambda: (core.routes, core.settings.deadline), core.reads, proxy, clock=clock)
-    table = {("POST", generate_prompt.PATH): traced(prompts), ("POST", prompt_data.PATH): traced(parts)}
-    return Routes(table, elsewhere)
+    return traced(Routes({("POST", generate_prompt.PATH): prompts, ("POST", prompt_data.PATH): parts}, elsewhere))
 
 
 @asynccontextmanager

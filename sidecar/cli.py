@@ -135,16 +135,16 @@ def run(config: Path | None, **flags: str | None) -> None:
     from sidecar.activation import inherited
     from sidecar.app import running
     from sidecar.sd_notify import Notifier
-    from sidecar.telemetry.logs import configure_logs
+    from sidecar.telemetry.log_setup import Logs
 
-    configure_logs(level=settings.log.level.value, style=settings.log.format.value)
+    logs = Logs.to_standard_error(settings.log)
 
     async def serve() -> None:
         stop, hung_up = _stop_signal(), asyncio.Event()
         # Before anything is said: a SIGHUP without a handler ends the process.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
         manager = Notifier.of(os.environ)
-        async with running(settings, origin=origin, sockets=inherited(os.environ)) as sidecar:
+        async with running(settings, origin=origin, sockets=inherited(os.environ), logs=logs) as sidecar:
             sidecar.core.background.keep(_on_each(hung_up, manager.reloading(sidecar.reload)), name="reload")
             sidecar.core.background.keep(manager.feed(), name="watchdog")
             gc.collect()
@@ -154,7 +154,10 @@ def run(config: Path | None, **flags: str | None) -> None:
             await stop.wait()
             manager.stopping()
 
-    _run(serve())
+    try:
+        _run(serve())
+    finally:
+        logs.close()
 
 
 def _timeout(_context: click.Context, _parameter: click.Parameter, value: str) -> float:

@@ -13,8 +13,8 @@ from sidecar.service.ports import Observer
 from sidecar.settings import Settings
 from sidecar.watch import Identity
 
-LIVE = frozenset({"policy", "rollout", "shadow", "routes"})
-"""The sections that a request reads when it begins; all else is built into what runs and waits for a restart."""
+LIVE = frozenset({"policy", "rollout", "shadow", "routes", "log"})
+"""The sections that a request reads when it begins, and the log; all else is built in and waits for a restart."""
 
 
 class Origin(NamedTuple):

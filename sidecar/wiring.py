@@ -82,12 +82,14 @@ class Core:
     settings: Settings
     """What is in force."""
     routes: RouteTable[Policy]
+    log: LogListener
 
     def adopt(self, settings: Settings) -> None:
         """Put other settings in force, as far as they need no restart, for the requests that begin from now on."""
         self.settings = settings
         self.routes = _routes(settings)
         self.manager.adopt(rules_of(settings))
+        self.log.look_again()
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -119,7 +121,7 @@ async def open_core(
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
     metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
     metrics.settings_loaded(time.time())
-    observer = dispatcher(metrics.handlers(), LogListener().handlers())
+    observer = dispatcher(metrics.handlers(), (log := LogListener()).handlers())
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -247,6 +249,7 @@ async def open_core(
         observer=observer,
         settings=settings,
         routes=_routes(settings),
+        log=log,
     )
     await _begin(core, documents, rng)
     try:

@@ -10,8 +10,9 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from sidecar.core.events import Crashed
-from sidecar.server.responses import problem
+from sidecar.server.responses import REQUEST_ID, problem
 from sidecar.service.ports import Observer
+from sidecar.service.trace import current_request_id
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
@@ -49,6 +50,8 @@ class _Protocol(RequestHandler):
             if exc is not None:
                 self._observe(Crashed("request", exc))
             response = problem(500, "The sidecar failed to answer; its log says why.")
+        if (request_id := current_request_id.get()) is not None:
+            response.headers[REQUEST_ID] = request_id
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
         response.force_close()
