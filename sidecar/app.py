@@ -63,8 +63,8 @@ async def running(
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
     `origin`: where the settings come from; without one a reload finds them unchanged. `sockets`: listening already, by
-    the names of `sidecar.activation`; each is used in place of the address in the settings. `logs`: this process's, where
-    the sidecar is all of it.
+    the names of `sidecar.activation`; each is used in place of the address in the settings. `logs`: the process's
+    own, if it has one.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
     ready, inherited = False, sockets or {}

@@ -337,7 +337,7 @@ async def test_a_signal_lets_the_request_in_flight_finish_and_ends_with_0(number
             assert "tides" in (await response.json())["prompt"]
         code, said = await sidecar.ends()
     assert code == 0
-    assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "prompt_served", "stopped"]
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "stopped"]
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:

@@ -27,6 +27,8 @@ from sidecar.demo.reference.state import TODAY
 from sidecar.reload import LIVE, Origin, Reloader
 from sidecar.settings import (
     BreakerSettings,
+    LogLevel,
+    LogSettings,
     PolicySettings,
     RolloutSettings,
     Settings,
@@ -94,6 +96,7 @@ LIVE_CHANGES: dict[str, Any] = {
     "policy": PolicySettings(default=Policy(ttl=7.0)),
     "rollout": RolloutSettings(percent=0.0),
     "shadow": ShadowSettings(sample_rate=0.5),
+    "log": LogSettings(level=LogLevel.DEBUG),
     "routes": {"/api/v1/any": Policy(strategy=Strategy.CACHE_FIRST)},
 }
 LATER_CHANGES: dict[str, Any] = {

@@ -135,7 +135,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ),
         cache=CacheSettings(max_entries=100_000, max_bytes=64 * MIB),
         limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
-        log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
+        log=LogSettings(
+            level=LogLevel.INFO, format=LogFormat.AUTO, repeat_window=10, max_repeat_window=300, max_lines=10_000
+        ),
         metrics=MetricsSettings(max_nodes=100),
     )
 

@@ -1,7 +1,6 @@
 """How a line gets to standard error: summed up, stamped, as JSON or for a person to read."""
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -186,8 +185,11 @@ def _complain(level: str, logger: str, error: BaseException | None, trace: Trace
 
 def _printable(_: Any, __: str, fields: Fields) -> Fields:
     """Keep a line a line, and a terminal's control sequences away from it."""
-    return {name: value if not isinstance(value, str) or value.isprintable() else json.dumps(value)
-            for name, value in fields.items()}  # fmt: skip
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _escaped(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _kind_of(value: object) -> str:

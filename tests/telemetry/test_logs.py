@@ -29,8 +29,8 @@ from sidecar.core.events import (
     Retried,
     UpstreamAttempt,
 )
-from sidecar.telemetry.dispatch import dispatcher
 from sidecar.settings import LogFormat, LogLevel, LogSettings
+from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.log_setup import LEVELS, Logs
 from sidecar.telemetry.logs import LogListener
 
