@@ -414,11 +414,21 @@ def _run(main_task: Coroutine[Any, Any, Any]) -> Any:
     """Run on uvloop; what cannot start says so in a sentence."""
     import uvloop
 
+    _have_standard_files()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main_task)
     except OSError as error:
         _die(str(error))
+
+
+def _have_standard_files() -> None:
+    """Put /dev/null where standard input, output or error is closed: a socket in its place is more than libuv bears."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _die(message: str) -> NoReturn:

@@ -10,7 +10,17 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from sidecar.core.policy import Policy
-from tests.harness import PATH, Exchange, Sidecar, prompt_data, raw_upstream, reference, settings_for, sidecar_with
+from tests.harness import (
+    PATH,
+    Client,
+    Exchange,
+    Sidecar,
+    prompt_data,
+    raw_upstream,
+    reference,
+    settings_for,
+    sidecar_with,
+)
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -32,7 +42,7 @@ async def exemplars(sidecar: Sidecar) -> list[Any]:
     return [s.exemplar.labels for family in read(text) for s in family.samples if s.exemplar]
 
 
-async def ask_for(sidecar: Sidecar, asked: list[tuple[int, str]], how: str = "max-stale=1") -> None:
+async def ask_for(sidecar: Client, asked: list[tuple[int, str]], how: str = "max-stale=1") -> None:
     """Ask one after the other on one connection, which takes a third of the time of one each."""
     reader, writer = await asyncio.open_connection(*sidecar.address)
     for user, node in asked:

@@ -177,10 +177,7 @@ def test_more_kinds_than_are_watched_are_summed_up_by_their_event() -> None:
 
 def test_threads_lose_no_line() -> None:
     told = Told()
-    threads = [
-        threading.Thread(target=lambda: [told.observe(REFUSED) for _ in range(500)])  # type: ignore[func-returns-value]
-        for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [told.observe(REFUSED) for _ in range(500)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
