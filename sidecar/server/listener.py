@@ -42,7 +42,7 @@ class _Protocol(RequestHandler):
         exc = sys.exc_info()[1] if exc is None else exc  # aiohttp does not hand on a handler's TimeoutError
         if status < _SERVER_ERROR:
             response = _refusal(exc)
-        elif isinstance(exc, (ConnectionError, RequestPayloadError)) and request.transport is None:
+        elif isinstance(exc, (ConnectionError, RequestPayloadError)) and _has_gone(request):
             raise ConnectionError("the client has gone") from exc
         elif isinstance(exc, RequestPayloadError):
             response = _refusal(exc)
@@ -56,6 +56,11 @@ class _Protocol(RequestHandler):
             raise ConnectionError("an answer was begun already")
         response.force_close()
         return response
+
+
+def _has_gone(request: web.BaseRequest) -> bool:
+    """Return whether the client has; the transport knows it a moment before the request does."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _refusal(exc: BaseException | None) -> web.Response:
