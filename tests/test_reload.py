@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 import sidecar.app
@@ -27,6 +29,7 @@ from sidecar.demo.reference.state import TODAY
 from sidecar.reload import LIVE, Origin, Reloader
 from sidecar.settings import (
     BreakerSettings,
+    LogFormat,
     LogLevel,
     LogSettings,
     PolicySettings,
@@ -36,6 +39,7 @@ from sidecar.settings import (
     UpstreamApi,
     UpstreamSettings,
 )
+from sidecar.telemetry.log_setup import Logs
 from sidecar.watch import identity, watch
 from tests.harness import (
     PATH,
@@ -300,9 +304,9 @@ class Here(Sidecar):
 
 
 @asynccontextmanager
-async def here(settings: Settings, origin: Origin | None) -> AsyncIterator[Here]:
+async def here(settings: Settings, origin: Origin | None, logs: Logs | None = None) -> AsyncIterator[Here]:
     async with (
-        running(settings, origin=origin) as of,
+        running(settings, origin=origin, logs=logs) as of,
         client_of(f"http://{of.listen}", f"http://{of.ops}") as client,
     ):
         yield Here(client, of)
@@ -325,6 +329,35 @@ async def test_a_reload_says_what_it_did_and_requests_from_then_on_follow_it(ser
         assert (said["log_level"], said["waiting_for_restart"]) == ("info", ("deadline",))
         assert (await sidecar.ask()).how == "prompt-sidecar; fwd=bypass; detail=rollout"
         assert (await sidecar.rollout(), await sidecar.successful()) == ("0%", "1.0")
+
+
+async def test_another_level_of_the_log_is_in_force_at_once_and_what_was_counted_is_told(service: Reference) -> None:
+    now, stream = settings_for(service.url, log=LogSettings(format=LogFormat.JSON)), StringIO()
+    logs = Logs(now.log, stream, environ={})
+
+    def lines() -> list[tuple[str, int]]:
+        said = [json.loads(line) for line in stream.getvalue().splitlines()]
+        stream.seek(0)
+        stream.truncate()
+        return [(each["event"], each.get("repeated", 1)) for each in said]
+
+    try:
+        async with here(now, Origin(lambda: now, None), logs) as sidecar:
+            for _ in range(3):
+                assert (await sidecar.ask(node="unknown")).status == 404
+            assert lines() == [("started", 1), ("fetch_failed", 1), ("prompt_refused", 1)]
+            now = replace(now, log=LogSettings(format=LogFormat.JSON, level=LogLevel.DEBUG))
+            await sidecar.reload()
+            assert lines() == [("fetch_failed", 2), ("prompt_refused", 2), ("settings_reloaded", 1)]
+            for _ in range(2):
+                assert (await sidecar.ask(node="unknown")).status == 404
+            assert lines() == [("upstream_called", 1), ("fetch_failed", 1), ("prompt_refused", 1)] * 2
+            now = replace(now, log=LogSettings(format=LogFormat.JSON, level=LogLevel.ERROR))
+            await sidecar.reload()
+            assert (await sidecar.ask(node="unknown")).status == 404
+            assert lines() == []
+    finally:
+        structlog.reset_defaults()
 
 
 async def test_a_mistake_is_told_in_log_and_metric_until_it_is_put_right(service: Reference) -> None:

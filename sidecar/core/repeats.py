@@ -57,7 +57,7 @@ class Repeats(Generic[K]):
             return True
         before = window.sum
         counted = Sum(1, at, at) if before is None else Sum(before.repeated + 1, before.first_at, at)
-        self._windows[kind] = window._replace(sum=counted)
+        self._windows[kind] = _Window(window.ends_at, window.seconds, counted)
         return False
 
     def next_end(self) -> float | None:
