@@ -156,6 +156,9 @@ def run(config: Path | None, **flags: str | None) -> None:
 
     try:
         _run(serve())
+    except Exception as error:  # noqa: BLE001 — whatever it is, its text may quote what must not be told
+        logs.tell_of_crash("run", error)
+        sys.exit(EXIT_FAILED)
     finally:
         logs.close()
 

@@ -37,9 +37,9 @@ EVENTS: Mapping[str, Told] = {
         "Correct what is named; see reload-failed.",
     ),
     "crashed": Told(
-        "error",
+        "error, critical",
         ("what", "error", "where"),
-        "A request or a background task ended by an error that nobody foresaw.",
+        "A request or a background task ended by an error that nobody foresaw. Critical: so did the process.",
         "Report it; see crashed.",
         ("what", "error", "where"),
     ),

@@ -90,6 +90,10 @@ class Logs:
         sys.unraisablehook = lambda found: _complain("error", "unraisable", found.exc_value, found.exc_traceback)
         threading.excepthook = lambda found: _complain("error", "thread", found.exc_value, found.exc_traceback)
 
+    def tell_of_crash(self, what: str, error: BaseException) -> None:
+        """Tell of an error that ends the process, in the place of Python's traceback, which quotes it."""
+        self._structlog.critical("crashed", what=what, error=type(error).__name__, where=where(error.__traceback__))
+
     async def attend(self) -> None:
         """Write the sums when they are due, and what was dropped, for ever."""
         while True:
