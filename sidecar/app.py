@@ -7,35 +7,27 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 
+from sidecar.answers import Answers
 from sidecar.core.events import Crashed
 from sidecar.core.retry import Rng
 from sidecar.drain import BACKGROUND, OPS, REQUESTS, Drain
 from sidecar.reload import Origin, Reload, Reloader
-from sidecar.server import generate_prompt, prompt_data
-from sidecar.server.admin import admin_routes
 from sidecar.server.connections import ConnectionLimits
 from sidecar.server.door import Door
-from sidecar.server.elsewhere import Elsewhere
-from sidecar.server.generate_prompt import GeneratePrompt, Reader
 from sidecar.server.leaving import LeavingServer, accept_rest
-from sidecar.server.listener import Handler, Routes, make_server
-from sidecar.server.ops import ops_routes
-from sidecar.server.prompt_data import PromptData
-from sidecar.server.proxy import Proxy
+from sidecar.server.listener import Handler, make_server
 from sidecar.server.traced import traced
-from sidecar.server.warm_calls import warm_routes
-from sidecar.service.generations import Generation
 from sidecar.service.ports import Clock, Observer
-from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
-from sidecar.start_warm import begin_warm_up, warm_up_rule
-from sidecar.status import StatusReport
+from sidecar.start_warm import begin_warm_up
+from sidecar.telemetry.log_setup import Logs
 from sidecar.upstream.forward import Forwarder
 from sidecar.watch import watch
 from sidecar.wiring import Core, StartError, installed_version, open_core
@@ -68,6 +60,7 @@ async def running(
     sockets: Mapping[str, socket.socket] | None = None,
     drain: Drain | None = None,
     around_reload: Callable[[Reload], Reload] = lambda reload: reload,
+    logs: Logs | None = None,
 ) -> AsyncIterator[Sidecar]:
     """Start the sidecar, and drain it at the end: stop accepting, let what is in flight end, then what is behind it.
 
@@ -75,7 +68,7 @@ async def running(
 
     `origin`: where the settings come from; without one a reload finds them unchanged. `sockets`: listening already, by
     the names of `sidecar.activation`; each is used in place of the address in the settings. `drain`: to hasten it;
-    `around_reload`: what is to be done around each reload.
+    `around_reload`: what is to be done around each reload; `logs`: the process's own, if it has one.
     Raises `StartError` where an address cannot be bound. Source: contract §5, SIGTERM.
     """
     ready, inherited = False, sockets or {}
@@ -85,35 +78,22 @@ async def running(
         open_core(settings, clock=clock, wall=wall, rng=rng, drain=drain) as core,
         _forwarder(settings) as forwarder,
     ):
+        if logs is not None:
+            core.metrics.has_log(lambda: logs.dropped)
+            core.background.keep(logs.attend(), name="log")
         gate = await begin_warm_up(core, settings, clock)
-        status = StatusReport(core, ready=lambda: ready, clock=clock, wall=wall)
-
-        def ops_calls(of: Settings) -> Routes:
-            return ops_routes(
-                ready=lambda: ready,
-                gate=gate,
-                metrics=core.metrics.scrape,
-                status=status,
-                admin=_admin_calls(core, of),
-            )
-
-        def learnflow_calls(of: Settings) -> Routes:
-            return _learnflow_routes(core, forwarder, of, clock)
+        answers = Answers(core, forwarder, settings, ready=lambda: ready, gate=gate, clock=clock, wall=wall)
 
         def adopt(changed: Settings) -> None:
-            new_calls, new_ops = learnflow_calls(changed), ops_calls(changed)
+            answers.adopt(changed)
+            if logs is not None and changed.log != core.settings.log:
+                logs.adopt(changed.log)
             core.adopt(changed)
             drain.adopt(changed.drain)
-            calls.become(new_calls)
-            ops.become(new_ops)
-
-        def failed(error: Exception) -> None:
-            core.observer(Crashed("reload", error))
 
         reloader = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, adopt, core.observer)
         reload = around_reload(reloader)
-        calls, ops = learnflow_calls(settings), ops_calls(settings)
-        server, ops_server = _servers(calls, ops, settings, core.observer)
+        server, ops_server = _servers(answers, settings, core.observer)
         ops_runner, runner = (web.ServerRunner(each, shutdown_timeout=CUT_SECONDS) for each in (ops_server, server))
         try:
             ops_address = await _listen(
@@ -131,6 +111,7 @@ async def running(
                 may_be_reached=settings.listen_beyond_loopback,
             )
             if origin is not None and origin.path is not None:
+                failed = partial(_reload_failed, core.observer)
                 watching = watch(origin.path, reload, since=origin.read_as, failed=failed)
                 core.background.keep(watching, name="watch-settings")
             ready = True
@@ -157,58 +138,13 @@ async def running(
             await _stop_accepting(ops_runner, ops_server, inherited.get("ops"))
             await drain.step("ops", ops_server.drain(idle_grace=0.0), until=OPS)
             await ops_runner.cleanup()
+    if logs is not None:
+        logs.tell_all()
     log.info("stopped")
 
 
-def _admin_calls(core: Core, settings: Settings) -> dict[tuple[str, str], Handler]:
-    return admin_routes(
-        core.shadow.reset,
-        core.invalidations,
-        is_loopback=settings.ops.listen.is_loopback,
-        token_file=settings.ops.admin_token_file,
-        observer=core.observer,
-        others=warm_routes(
-            core.warm_jobs,
-            warm_up_rule(settings.warmup),
-            core.tiers.working_set if core.store is not None else None,
-            max_pairs=settings.warmup.max_pairs,
-        ),
-    )
-
-
-def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Routes:
-    """Return what LearnFlow and its bot are answered by."""
-    proxy_settings = settings.proxy
-    reader = Reader(
-        observer=core.observer,
-        clock=clock,
-        max_body=settings.limits.max_body,
-        max_bodies=settings.limits.max_bodies,
-        deadline=settings.deadline,
-        as_today=lambda: core.selection.current is not Generation.PROMPT_DATA,
-    )
-    prompts = GeneratePrompt(core.manager, reader, clock=clock)
-    proxy = Proxy(
-        forwarder,
-        watch=WriteWatch(
-            core.writes,
-            forget=core.tiers.forget,
-            group=core.group,
-            settle_seconds=lambda: proxy_settings.response_timeout,
-            observer=core.observer,
-        ),
-        observer=core.observer,
-        clock=clock,
-        max_in_flight=proxy_settings.max_in_flight,
-        max_queue=proxy_settings.max_queue,
-        queue_timeout=proxy_settings.queue_timeout,
-        response_timeout=proxy_settings.response_timeout,
-        idle_timeout=proxy_settings.response_timeout,
-    )
-    parts = PromptData(core.manager, reader, proxy, clock=clock, deadline=settings.deadline)
-    elsewhere = Elsewhere(lambda: (core.routes, core.settings.deadline), core.reads, proxy, clock=clock)
-    table = {("POST", generate_prompt.PATH): traced(prompts), ("POST", prompt_data.PATH): traced(parts)}
-    return Routes(table, elsewhere)
+def _reload_failed(observer: Observer, error: Exception) -> None:
+    observer(Crashed("reload", error))
 
 
 def _names(settings: Settings, *names: str) -> frozenset[str]:
@@ -224,13 +160,11 @@ async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
         await forwarder.close()
 
 
-def _servers(
-    calls: Handler, ops: Handler, settings: Settings, observer: Observer
-) -> tuple[LeavingServer, LeavingServer]:
+def _servers(answers: Answers, settings: Settings, observer: Observer) -> tuple[LeavingServer, LeavingServer]:
     """Return the servers of LearnFlow's listener and of the ops listener, each behind its door."""
     names = _names(settings, settings.listen.host, urlsplit(settings.upstream.url).hostname or "")
-    door = Door(calls, names=names, observer=observer)
-    ops_door = Door(ops, names=_names(settings, settings.ops.listen.host), observer=observer)
+    door = Door(traced(answers.learnflow), names=names, observer=observer)
+    ops_door = Door(answers.ops, names=_names(settings, settings.ops.listen.host), observer=observer)
     limits = settings.limits
     connections = ConnectionLimits(limits.max_connections, limits.head_timeout, limits.keep_alive, limits.write_timeout)
     ops_connections = connections._replace(max_connections=settings.ops.max_connections, shed_as="ops_connections")

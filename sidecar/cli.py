@@ -155,9 +155,9 @@ def run(config: Path | None, **flags: str | None) -> None:
     from sidecar.drain import Drain
     from sidecar.open_files import allow, wanted
     from sidecar.sd_notify import Notifier
-    from sidecar.telemetry.logs import configure_logs
+    from sidecar.telemetry.log_setup import Logs
 
-    configure_logs(level=settings.log.level.value, style=settings.log.format.value)
+    logs = Logs.to_standard_error(settings.log)
     allow(wanted(settings))
 
     async def serve() -> None:
@@ -167,7 +167,12 @@ def run(config: Path | None, **flags: str | None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
         manager = Notifier.of(os.environ)
         async with running(
-            settings, origin=origin, sockets=inherited(os.environ), drain=drain, around_reload=manager.reloading
+            settings,
+            origin=origin,
+            sockets=inherited(os.environ),
+            drain=drain,
+            around_reload=manager.reloading,
+            logs=logs,
         ) as sidecar:
             sidecar.core.background.keep(_on_each(hung_up, sidecar.reload), name="reload")
             sidecar.core.background.keep(manager.feed(), name="watchdog")
@@ -178,7 +183,13 @@ def run(config: Path | None, **flags: str | None) -> None:
             await stop.wait()
             manager.stopping()
 
-    _run(serve())
+    try:
+        _run(serve())
+    except Exception as error:  # noqa: BLE001 — whatever it is, its text may quote what must not be told
+        logs.tell_of_crash("run", error)
+        sys.exit(EXIT_FAILED)
+    finally:
+        logs.close()
 
 
 def _timeout(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
@@ -503,11 +514,21 @@ def _run(main_task: Coroutine[Any, Any, Any]) -> Any:
     """Run on uvloop; what cannot start says so in a sentence."""
     import uvloop
 
+    _have_standard_files()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main_task)
     except OSError as error:
         _die(str(error))
+
+
+def _have_standard_files() -> None:
+    """Put /dev/null where standard input, output or error is closed: a socket in its place is more than libuv bears."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _die(message: str) -> NoReturn:

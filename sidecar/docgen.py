@@ -64,15 +64,16 @@ class Target(NamedTuple):
     text: Callable[[], str]
 
 
-def architecture() -> str:
-    """Return docs/architecture.md with its tables as the code has them."""
-    return filled((ROOT / "docs/architecture.md").read_text(encoding="utf-8"))
+def _filled(path: str) -> Target:
+    """Return a document with its tables as the code has them."""
+    return Target(path, lambda: filled((ROOT / path).read_text(encoding="utf-8")))
 
 
 TARGETS = [
     Target("config/sidecar.yaml", config_file),
     Target("docs/settings.md", settings_reference),
-    Target("docs/architecture.md", architecture),
+    _filled("docs/architecture.md"),
+    _filled("docs/events.md"),
     Target("docs/status.md", status_reference),
     Target("docs/status.schema.json", status_schema),
 ]

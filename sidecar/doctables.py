@@ -1,11 +1,12 @@
-"""The tables of docs/architecture.md, drawn from the code that obeys them."""
+"""The tables of docs/architecture.md and docs/events.md, drawn from the code that obeys them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from sidecar.core.decision import STALE_TABLE
 from sidecar.core.errors import FAILURE_TABLE
 from sidecar.core.freshness import State
+from sidecar.telemetry.log_events import EVENTS
 
 
 def stale_table() -> str:
@@ -35,11 +36,39 @@ def failure_table() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
+def events_table() -> str:
+    """Return the events of the log."""
+    rows = [
+        f"| `{name}` | {told.levels} | {_names(told.fields)} | {told.when} | {_linked(told.to_do)} "
+        f"| {_repeats(told.kind)} |"
+        for name, told in EVENTS.items()
+    ]
+    head = "| event | level | fields | when | what to do | repeats: the same |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
+def _names(fields: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in fields)
+
+
+def _linked(text: str) -> str:
+    """Return a sentence with its runbooks as links."""
+    return re.sub(r"([Ss])ee ([a-z-]+)", r"\1ee [\2](runbooks/\2.md)", text)
+
+
+def _repeats(kind: Collection[str] | None) -> str:
+    return "each is written" if kind is None else _names(kind) or "event"
+
+
 def _yes(*, on: bool) -> str:
     return "yes" if on else "no"
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"stale table": stale_table, "failure table": failure_table}
+TABLES: Mapping[str, Callable[[], str]] = {
+    "stale table": stale_table,
+    "failure table": failure_table,
+    "events": events_table,
+}
 
 
 def filled(text: str) -> str:

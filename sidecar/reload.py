@@ -35,7 +35,7 @@ LIVE: frozenset[KeyPath] = frozenset(
         ("warmup", "max_pairs"),
         ("limits", "max_body"),
         ("drain",),
-        ("log", "level"),
+        ("log",),
     }
 )
 """The keys, and the sections as a whole, whose change is in force for the requests that begin after it. All others are

@@ -560,9 +560,26 @@ class DrainSettings:
 class LogSettings:
     """The log, on standard error."""
 
-    level: LogLevel = setting(LogLevel.INFO, Choice(LogLevel), "`debug` adds a line per request")
+    level: LogLevel = setting(
+        LogLevel.INFO, Choice(LogLevel), "`debug` adds lines for what goes well, and sums nothing up"
+    )
     format: LogFormat = setting(
         LogFormat.AUTO, Choice(LogFormat), "`auto`: console on a terminal, else JSON, one object per line"
+    )
+    repeat_window: float = setting(
+        10.0,
+        duration("0s", "1h"),
+        "after the first line of a kind its repeats are counted for so long, and then are one line; 0s: each is a line",
+    )
+    max_repeat_window: float = setting(
+        300.0,
+        duration("1s", "1d"),
+        "each window is twice the one before while repeats come, up to this, so that hours of trouble stay readable",
+    )
+    max_lines: int = setting(
+        10_000,
+        Whole(1, 1_000_000),
+        "lines that wait for a reader that has stopped, some 3 MB; further ones are dropped and counted",
     )
 
 

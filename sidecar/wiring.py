@@ -37,7 +37,7 @@ from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
 from sidecar.stores import StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.history import RequestHistory
-from sidecar.telemetry.logs import LogListener, change_level
+from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.troubles import Troubles
 from sidecar.upstream.batch import BatchSource
@@ -92,6 +92,7 @@ class Core:
     settings: Settings
     """What is in force."""
     routes: RouteTable[Policy]
+    log: LogListener
 
     def adopt(self, settings: Settings) -> None:
         """Put other settings in force, as far as they need no restart, for the requests that begin from now on."""
@@ -104,9 +105,7 @@ class Core:
             self.client.adopt(max_response=settings.upstream.max_response)
         if settings.cache != before.cache:
             self.cache.resize(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes)
-        if settings.log.level != before.log.level:
-            change_level(settings.log.level.value)
-            self.observer.listen(self.metrics.handlers(), LogListener().handlers())
+        self.log.look_again()
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -144,8 +143,8 @@ async def open_core(
     render, upstream = settings.render, settings.upstream
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
     metrics = _metrics(memory, clock, wall)
-    history, troubles = RequestHistory(clock), Troubles(clock)
-    observer = Dispatcher(metrics.handlers(), LogListener().handlers(), history.handlers(), troubles.handlers())
+    history, troubles, log = RequestHistory(clock), Troubles(clock), LogListener()
+    observer = Dispatcher(metrics.handlers(), log.handlers(), history.handlers(), troubles.handlers())
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -282,6 +281,7 @@ async def open_core(
         observer=observer,
         settings=settings,
         routes=_routes(settings),
+        log=log,
     )
     await _begin(core, documents, rng)
     try:

@@ -348,7 +348,7 @@ async def test_a_signal_lets_the_request_in_flight_finish_and_ends_with_0(number
             assert "tides" in (await response.json())["prompt"]
         code, said = await sidecar.ends()
     assert code == 0
-    assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "prompt_served", "stopped"]
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "stopped"]
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
@@ -464,3 +464,19 @@ def test_a_file_that_the_reference_service_cannot_use_is_named(
     assert done.returncode == 2
     assert flag in done.stderr
     assert says in " ".join(done.stderr.split())
+
+
+def test_an_error_that_nobody_foresaw_ends_it_with_a_line_of_the_log_and_without_its_text() -> None:
+    code = """
+import sidecar.app
+def running(*_, **__):
+    raise ValueError("redis://user:geheim@host")
+sidecar.app.running = running
+from sidecar.cli import main
+main(["run", "--config", "/dev/null"])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE, check=False)
+    line = json.loads(ended.stderr)
+    assert (ended.returncode, line["level"], line["event"], line["what"]) == (1, "critical", "crashed", "run")
+    assert (line["error"], line["where"][-1].rpartition(" ")[2]) == ("ValueError", "running")
+    assert b"geheim" not in ended.stderr

@@ -33,6 +33,7 @@ PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
 TOP = "listen, listen_beyond_loopback, allowed_hosts, ops, upstream, deadline, retry, breaker, policy, render, "
 TOP += "rollout, shadow, routes, proxy, cache, store, warmup, limits, drain, log, metrics"
+LOG = "level, format, repeat_window, max_repeat_window, max_lines"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
 
@@ -255,7 +256,7 @@ MISTAKES = [
     ("upstream: {api: first}", "upstream.api", "'first'", "auto | prompt-data | placeholders | passthrough"),
     ("retry: {budget: 20}", "retry.budget", "'20'", f"{PERCENT}; write a unit: 20%"),
     ("breaker: 5", "breaker", "'5'", "a mapping of fail_max, reset_timeout, success_threshold"),
-    ("log: [info]", "log", "a list", "a mapping of level, format"),
+    ("log: [info]", "log", "a list", f"a mapping of {LOG}"),
     ("policy: {nodes: [a]}", "policy.nodes", "a list", "a mapping of node names"),
     ("policy: {nodes: {a: 5m}}", "policy.nodes.a", "'5m'", f"a mapping of {POLICY}"),
     ("- deadline", "config", "a list", f"a mapping of {TOP}"),
@@ -298,10 +299,10 @@ UNKNOWN = [
     ("deadlin: 4s", "deadlin", f"{TOP}; did you mean deadline?"),
     ("nothing_like_it: 1", "nothing_like_it", TOP),
     ("ttl: 5m", "ttl", f"{TOP}; did you mean policy.default.ttl?"),
-    ("log: {levle: info}", "log.levle", "level, format; did you mean log.level?"),
+    ("log: {levle: info}", "log.levle", f"{LOG}; did you mean log.level?"),
     ("polcy: {}", "polcy", f"{TOP}; did you mean policy?"),
     ("policy: {nodes: {a.b: {tll: 5m}}}", "policy.nodes.a.b.tll", f"{POLICY}; did you mean policy.nodes.a.b.ttl?"),
-    ("log: {<<: info}", "log.<<", "level, format"),
+    ("log: {<<: info}", "log.<<", LOG),
     ('"log\\n": x', "'log\\n'", f"{TOP}; did you mean log?"),
 ]
 

@@ -1,4 +1,4 @@
-"""The tables of docs/architecture.md are those that the code obeys."""
+"""The tables of docs/architecture.md and docs/events.md are those that the code obeys."""
 
 import re
 
@@ -11,7 +11,7 @@ from sidecar.core.policy import Strategy
 from sidecar.docgen import COMMAND, ROOT
 from sidecar.doctables import TABLES, failure_table, filled, stale_table
 
-DOCUMENT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+DOCUMENT = "".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("architecture", "events"))
 
 
 def rows(table: str) -> list[list[str]]:

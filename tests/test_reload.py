@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from sidecar.settings import (
     CacheSettings,
     KeyPath,
     LimitSettings,
+    LogFormat,
     LogLevel,
     LogSettings,
     RetrySettings,
@@ -49,6 +51,7 @@ from sidecar.settings import (
     UpstreamSettings,
     keys,
 )
+from sidecar.telemetry.log_setup import Logs
 from sidecar.watch import identity, watch
 from tests.harness import (
     PATH,
@@ -333,9 +336,9 @@ class Here(Sidecar):
 
 
 @asynccontextmanager
-async def here(settings: Settings, origin: Origin | None) -> AsyncIterator[Here]:
+async def here(settings: Settings, origin: Origin | None, logs: Logs | None = None) -> AsyncIterator[Here]:
     async with (
-        running(settings, origin=origin) as of,
+        running(settings, origin=origin, logs=logs) as of,
         client_of(f"http://{of.listen}", f"http://{of.ops}") as client,
     ):
         yield Here(client, of)
@@ -359,6 +362,35 @@ async def test_a_reload_says_what_it_did_and_requests_from_then_on_follow_it(ser
         assert (await sidecar.ask()).how == "prompt-sidecar; fwd=bypass; detail=rollout"
         assert (await sidecar.rollout(), await sidecar.successful()) == ("0%", "1.0")
         assert (await sidecar.status())["reload"].items() >= {"problems": [], "waiting_for_restart": ["listen"]}.items()
+
+
+async def test_another_level_of_the_log_is_in_force_at_once_and_what_was_counted_is_told(service: Reference) -> None:
+    now, stream = settings_for(service.url, log=LogSettings(format=LogFormat.JSON)), StringIO()
+    logs = Logs(now.log, stream, environ={})
+
+    def lines() -> list[tuple[str, int]]:
+        said = [json.loads(line) for line in stream.getvalue().splitlines()]
+        stream.seek(0)
+        stream.truncate()
+        return [(each["event"], each.get("repeated", 1)) for each in said]
+
+    try:
+        async with here(now, Origin(lambda: now, None), logs) as sidecar:
+            for _ in range(3):
+                assert (await sidecar.ask(node="unknown")).status == 404
+            assert lines() == [("started", 1), ("fetch_failed", 1), ("prompt_refused", 1)]
+            now = replace(now, log=LogSettings(format=LogFormat.JSON, level=LogLevel.DEBUG))
+            await sidecar.reload()
+            assert lines() == [("fetch_failed", 2), ("prompt_refused", 2), ("settings_reloaded", 1)]
+            for _ in range(2):
+                assert (await sidecar.ask(node="unknown")).status == 404
+            assert lines() == [("upstream_called", 1), ("fetch_failed", 1), ("prompt_refused", 1)] * 2
+            now = replace(now, log=LogSettings(format=LogFormat.JSON, level=LogLevel.ERROR))
+            await sidecar.reload()
+            assert (await sidecar.ask(node="unknown")).status == 404
+            assert lines() == []
+    finally:
+        structlog.reset_defaults()
 
 
 async def test_a_mistake_is_told_in_log_metric_and_status_until_it_is_put_right(service: Reference) -> None:
@@ -475,22 +507,6 @@ async def test_a_smaller_cache_makes_room_at_once(service: Reference) -> None:
         now = replace(now, cache=CacheSettings(max_entries=2))
         await sidecar.reload()
         assert (await sidecar.status())["cache"]["entries"] == 2
-
-
-async def test_the_log_says_more_from_the_reload_on_that_asks_for_it(service: Reference) -> None:
-    now = settings_for(service.url)
-    before = structlog.get_config()["wrapper_class"]
-    try:
-        async with here(now, Origin(lambda: now, None)) as sidecar:
-            for level, said in ((LogLevel.ERROR, False), (LogLevel.DEBUG, True), (LogLevel.INFO, False)):
-                now = replace(now, log=LogSettings(level=level))
-                await sidecar.reload()
-                with capture_logs() as logged:
-                    await sidecar.ask()
-                    await sidecar.ask()
-                assert ("prompt_served" in {each["event"] for each in logged if each["log_level"] == "debug"}) == said
-    finally:
-        structlog.configure(wrapper_class=before)
 
 
 async def test_an_admin_token_is_asked_for_from_the_reload_on_that_names_its_file(

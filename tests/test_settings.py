@@ -149,7 +149,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             write_timeout=30.0,
         ),
         drain=DrainSettings(delay=0.0, idle_grace=1.0, timeout=8.0),
-        log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
+        log=LogSettings(
+            level=LogLevel.INFO, format=LogFormat.AUTO, repeat_window=10, max_repeat_window=300, max_lines=10_000
+        ),
         metrics=MetricsSettings(max_nodes=100),
     )
 

@@ -13,8 +13,9 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from sidecar.core.events import Crashed
 from sidecar.server.connections import Connection, ConnectionLimits, SlowClients, TurnedAway
 from sidecar.server.leaving import LINGER_SECONDS, LeavingProtocol, LeavingRequest, LeavingServer
-from sidecar.server.responses import SERVER, problem
+from sidecar.server.responses import REQUEST_ID, SERVER, problem
 from sidecar.service.ports import Observer
+from sidecar.service.trace import current_request_id
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
@@ -66,7 +67,7 @@ class _Protocol(LeavingProtocol):
         exc = sys.exc_info()[1] if exc is None else exc  # aiohttp does not hand on a handler's TimeoutError
         if status < _SERVER_ERROR:
             response = _refusal(exc)
-        elif isinstance(exc, (ConnectionError, RequestPayloadError)) and request.transport is None:
+        elif isinstance(exc, (ConnectionError, RequestPayloadError)) and _has_gone(request):
             raise ConnectionError("the client has gone") from exc
         elif isinstance(exc, RequestPayloadError):
             response = _refusal(exc)
@@ -74,10 +75,17 @@ class _Protocol(LeavingProtocol):
             if exc is not None:
                 self._observe(Crashed("request", exc))
             response = problem(500, "The sidecar failed to answer; its log says why.")
+        if (request_id := current_request_id.get()) is not None:
+            response.headers[REQUEST_ID] = request_id
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
         response.force_close()
         return response
+
+
+def _has_gone(request: web.BaseRequest) -> bool:
+    """Return whether the client has; the transport knows it a moment before the request does."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _refusal(exc: BaseException | None) -> web.Response:

@@ -9,15 +9,20 @@ from math import ceil
 
 import msgspec
 from aiohttp import HttpVersion10, web
+from multidict import istr
 
 from sidecar.core.cache_status import Provenance, cache_status
 from sidecar.core.errors import PromptError
 from sidecar.core.model import Rendered
+from sidecar.service.trace import current_request_id
 
 _encoder = msgspec.json.Encoder()
 PROBLEM = "application/problem+json"
 SERVER = "prompt-sidecar"
 """What an answer of our own says of its maker: no version, and none of what is below."""
+DRAIN_ABOVE = 65_536
+"""Bytes; a larger answer waits until the client has taken some of it."""
+REQUEST_ID = istr("X-Request-Id")
 
 
 def prompt_body(rendered: Rendered) -> bytes:
@@ -63,10 +68,12 @@ class PromptResponse(web.StreamResponse):
         body = self._whole
         p = self._provenance
         connection = _CONNECTION[self._persistent, request.version == HttpVersion10]
+        request_id = current_request_id.get()
+        id_line = "" if request_id is None else f"{REQUEST_ID}: {request_id}\r\n"
         head = (
             f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             f"Cache-Status: {cache_status(p)}\r\nAge: {age_seconds(p)}\r\nDate: {_http_date(int(time.time()))}\r\n"
-            f"{connection}\r\n"
+            f"{id_line}{connection}\r\n"
         )
         transport.write(head.encode("ascii") + body)
         request.writer.output_size += len(head) + len(body)

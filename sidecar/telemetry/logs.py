@@ -1,12 +1,7 @@
-"""structlog: one event per decision that matters, JSON or readable on a terminal (contract §4 promise 1)."""
+"""What is told of what happened: one line per decision that matters, and never content (contract §4 promise 1)."""
 
 import logging
-import sys
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import Any
 
 import structlog
 
@@ -39,106 +34,57 @@ from sidecar.core.events import (
     Written,
 )
 from sidecar.telemetry.dispatch import Handlers
+from sidecar.telemetry.log_setup import where
+from sidecar.telemetry.request_metrics import COVERING, OTHER
 
 ANSWERS = frozenset({FailureKind.GONE, FailureKind.REFUSED})
 """Failures that are the upstream's own word, and no trouble."""
-OTHER = "other"
-"""What stands for a node that the upstream never confirmed."""
-
+NOT_PASSED_ON = frozenset({"5xx", "overload", *(kind.value for kind in FailureKind)})
+"""Ends of a request on its way through the proxy that somebody should know of."""
 MOST_SEEN = 1000
 """Combinations of node and empty names that are remembered as told."""
 
-SUMMED_SECONDS = 10.0
-"""What strangers can cause at will is told once in so long, with how often it happened."""
-
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
-
-def configure_logs(*, level: str, style: Literal["auto", "json", "console"], stream: TextIO | None = None) -> None:
-    """Send events to standard error; `auto` is readable on a terminal and JSON elsewhere."""
-    stream = sys.stderr if stream is None else stream
-    readable = style == "console" or (style == "auto" and stream.isatty())
-    renderers: list[structlog.types.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())] if readable else [structlog.processors.JSONRenderer()]
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *renderers,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
-        cache_logger_on_first_use=False,
-    )
-    # asyncio's and aiohttp's own complaints come out as ours do, without the client's bytes.
-    logging.basicConfig(level=logging.ERROR, handlers=[_Forward()], force=True)
-
-
-def change_level(level: str) -> None:
-    """Log from this level on; a `LogListener` made before goes on as it was made."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
-
-
-def where(error: BaseException) -> list[str]:
-    """Return the frames of an error, and neither its text nor its variables: both may hold content."""
-    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-
-
-class _Forward(logging.Handler):
-    """Hands the libraries' records to structlog: who complained, and the kind of error, never its text."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        fields = {"error": type(error).__name__, "where": where(error)} if error else {}
-        log = structlog.get_logger()
-        tell = log.critical if record.levelno >= logging.CRITICAL else log.error
-        tell("library_error", logger=record.name, **fields)
-
 
 class LogListener:
-    """Tells the log what happened; what goes well is told at debug level only."""
+    """Tells the log what happened; what goes well, and happens with each request, at debug level only."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
-        self._clock = clock
-        self._untold: Counter[tuple[str, str]] = Counter()
-        self._told_at: dict[tuple[str, str], float] = {}
-        self._debug = self._log.is_enabled_for(logging.DEBUG)
+    def __init__(self) -> None:
         self._seen_empty: set[RenderedEmpty] = set()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take the log as it is configured now; bound once, because that costs more than most lines."""
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind()
+        self._debug = self._log.is_enabled_for(logging.DEBUG)
 
     def handlers(self) -> Handlers:
         """Return what is told of each event."""
-        log = self._log
-        at_debug: Handlers = {
-            UpstreamAttempt: self._attempted,
-            FreshHit: self._request_finished,
-            Proxied: lambda e: log.debug("request_passed_on", **e._asdict()),
-        }
-        always: Handlers = {
+        return {
             RequestOutcome: self._request_finished,
-            Retried: lambda e: log.info("upstream_retried", reason=e.reason.value),
-            BreakerChanged: lambda e: log.warning("circuit_changed", breaker=e.breaker, to=e.to),
+            FreshHit: self._served,
+            UpstreamAttempt: self._attempted,
+            Proxied: self._passed_on,
+            Retried: lambda e: self._log.info("upstream_retried", reason=e.reason.value),
+            BreakerChanged: lambda e: self._log.warning("circuit_changed", breaker=e.breaker, to=e.to),
             FetchFailed: self._fetch_failed,
-            Evicted: lambda e: log.info("entry_evicted", node=e.node or OTHER),
-            Written: lambda e: log.info("settings_written", result=e.result),
+            Evicted: lambda e: self._log.info("entry_evicted", node=e.node or OTHER),
+            Written: lambda e: self._log.info("settings_written", result=e.result),
             GenerationChanged: self._generation_changed,
-            NotAdmitted: lambda e: log.warning("template_not_admitted", node=e.node, detail=e.detail),
+            NotAdmitted: lambda e: self._log.warning("template_not_admitted", node=e.node, detail=e.detail),
             TemplatesLoaded: self._templates_loaded,
             ParityChecked: self._parity_checked,
             RolledBack: self._rolled_back,
             Reloaded: self._reloaded,
-            RecordDropped: lambda e: log.warning("record_dropped", reason=e.reason),
+            RecordDropped: lambda e: self._log.warning("record_dropped", reason=e.reason),
             StoreChanged: self._store_changed,
             Invalidated: self._invalidated,
             WarmUpEnded: self._warm_up_ended,
             RenderedEmpty: self._rendered_empty,
-            NotRendered: lambda e: log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
-            Refused: lambda e: self._sum_up("request_refused", e),
-            Shed: lambda e: self._sum_up("request_shed", e),
-            Crashed: lambda e: log.error("crashed", what=e.what, error=type(e.error).__name__, where=where(e.error)),
+            NotRendered: lambda e: self._log.warning("prompt_not_rendered", node=e.node or OTHER, reason=e.reason),
+            Refused: lambda e: self._log.warning("request_refused", reason=e.reason),
+            Shed: lambda e: self._log.warning("request_shed", reason=e.reason),
+            Crashed: self._crashed,
         }
-        return {**always, **at_debug} if self._debug else always
 
     def _fetch_failed(self, event: FetchFailed) -> None:
         log = self._log.info if event.kind in ANSWERS else self._log.warning
@@ -157,15 +103,6 @@ class LogListener:
             self._seen_empty.add(event)
         log = self._log.debug if known else self._log.warning
         log("placeholder_rendered_empty", node=event.node or OTHER, names=event.names)
-
-    def _sum_up(self, name: str, event: Refused | Shed) -> None:
-        """Warn of the first at once, and of those that follow in one line."""
-        what = name, event.reason
-        self._untold[what] += 1
-        now = self._clock()
-        if what not in self._told_at or now - self._told_at[what] >= SUMMED_SECONDS:
-            self._told_at[what] = now
-            self._log.warning(name, reason=event.reason, times=self._untold.pop(what))
 
     def _generation_changed(self, event: GenerationChanged) -> None:
         if event.configured:
@@ -212,27 +149,43 @@ class LogListener:
         else:
             self._log.error("store_degraded", error=event.error)
 
+    def _crashed(self, event: Crashed) -> None:
+        error = event.error
+        self._log.error("crashed", what=event.what, error=type(error).__name__, where=where(error.__traceback__))
+
     def _attempted(self, event: UpstreamAttempt) -> None:
-        self._log.debug("upstream_called", **event._asdict())
+        if self._debug:
+            self._log.debug("upstream_called", **event._asdict())
+
+    def _passed_on(self, event: Proxied) -> None:
+        if event.result in NOT_PASSED_ON:
+            self._log.warning("passing_on_failed", **event._asdict())
+        elif self._debug:
+            self._log.debug("request_passed_on", **event._asdict())
 
     def _request_finished(self, outcome: RequestOutcome) -> None:
-        fields = {
-            "node": outcome.node or OTHER,
-            "outcome": outcome.outcome.value,
-            "status": outcome.status,
-            "seconds": round(outcome.seconds, 6),
-        }
-        if outcome.age is not None:
-            fields["age_seconds"] = round(outcome.age, 3)
-        if outcome.detail is not None:
-            fields["detail"] = outcome.detail
-        match outcome.outcome:
-            case Outcome.FRESH if outcome.detail is None:
-                self._log.debug("prompt_served", **fields)
-            case Outcome.STALE:
-                self._log.warning("stale_prompt_served", **fields)
-            case Outcome.ERROR:
-                log = self._log.warning if outcome.status >= 500 else self._log.info  # below, the client is told why
-                log("prompt_refused", **fields)
-            case _:
-                self._log.info("prompt_served", **fields)
+        if outcome.outcome is Outcome.STALE and outcome.detail in COVERING:
+            self._log.warning("stale_prompt_served", **_fields(outcome))
+        elif outcome.outcome is Outcome.ERROR:
+            log = self._log.warning if outcome.status >= 500 else self._log.info  # below, the client is told why
+            log("prompt_refused", **_fields(outcome))
+        else:
+            self._served(outcome)
+
+    def _served(self, outcome: RequestOutcome) -> None:
+        if self._debug:
+            self._log.debug("prompt_served", **_fields(outcome))
+
+
+def _fields(outcome: RequestOutcome) -> dict[str, Any]:
+    fields = {
+        "node": outcome.node or OTHER,
+        "outcome": outcome.outcome.value,
+        "status": outcome.status,
+        "seconds": round(outcome.seconds, 6),
+    }
+    if outcome.age is not None:
+        fields["age_seconds"] = round(outcome.age, 3)
+    if outcome.detail is not None:
+        fields["detail"] = outcome.detail
+    return fields

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -153,6 +153,23 @@ class _UpstreamHealth(Collector):
         for reason, at in self.failed_at.items():
             failed.add_metric((reason,), at)
         yield failed
+
+
+class _LogCollector(Collector):
+    """Reads what the log's writer counts, when asked."""
+
+    def __init__(self) -> None:
+        self.dropped: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterable[Metric]:
+        lines = CounterMetricFamily(
+            "prompt_sidecar_log_lines_dropped",
+            "Log lines lost. blocked: nobody reads standard error, serving goes on; failed: it cannot be written.",
+            labels=("reason",),
+        )
+        for reason, count in {"blocked": 0, "failed": 0, **self.dropped()}.items():
+            lines.add_metric((reason,), count)
+        yield lines
 
 
 class Metrics:
@@ -319,6 +336,8 @@ class Metrics:
         registry.register(self._cache_collector)
         registry.register(self._requests)
         registry.register(self._health)
+        self._log = _LogCollector()
+        registry.register(self._log)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -346,6 +365,10 @@ class Metrics:
         if store.kind == "redis":
             self._shows_breaker("redis")
             self._invalidations.labels("group")
+
+    def has_log(self, dropped: Callable[[], Mapping[str, int]]) -> None:
+        """Show what the log loses; `dropped`: lines by reason."""
+        self._log.dropped = dropped
 
     def _shows_breaker(self, name: str) -> None:
         for state in BREAKER_STATES:

@@ -1,6 +1,7 @@
 """What an answer of the config service can be that is no document."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -29,9 +30,14 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise bad(f"JSON of the wrong shape ({error})") from error
+        raise bad(f"JSON of the wrong shape ({_unquoted(error)})") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise not_json() from error
+
+
+def _unquoted(error: msgspec.ValidationError) -> str:
+    """Return what is wrong and where, without the value: it may be a user's setting."""
+    return re.sub(r"""(["']).*\1""", "…", str(error), flags=re.DOTALL)
 
 
 def refused(error: TemplateRejected) -> UpstreamFailure:

@@ -11,6 +11,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
+from sidecar.service.trace import current_request_id
 
 IDLE_SECONDS = 3.0
 """How long an idle connection is kept: the config service closes its own after 5 s, and we must be first."""
@@ -117,6 +118,8 @@ class UpstreamClient:
     ) -> Response:
         """Make one call; raises `UpstreamFailure` for any status but those accepted, and for what is no answer."""
         data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
+        if (request_id := current_request_id.get()) is not None:  # of who began a fetch that others share
+            headers = {**headers, "X-Request-Id": request_id}
         try:
             async with self._session.request(
                 method, self._base.at(path), data=data, headers=headers, allow_redirects=False

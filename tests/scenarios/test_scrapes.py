@@ -2,15 +2,35 @@
 
 import asyncio
 import json
+import logging
+import sys
+import threading
 import time
 from contextlib import suppress
+from io import StringIO
 from typing import Any, cast
 
+import psutil
+import pytest
+import structlog
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from sidecar.core.policy import Policy
-from tests.harness import PATH, Exchange, Sidecar, prompt_data, raw_upstream, reference, settings_for, sidecar_with
+from sidecar.settings import LogFormat, LogLevel, LogSettings
+from sidecar.telemetry.log_setup import Logs
+from tests.harness import (
+    PATH,
+    Client,
+    Exchange,
+    Sidecar,
+    eventually,
+    prompt_data,
+    raw_upstream,
+    reference,
+    settings_for,
+    sidecar_with,
+)
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -32,7 +52,7 @@ async def exemplars(sidecar: Sidecar) -> list[Any]:
     return [s.exemplar.labels for family in read(text) for s in family.samples if s.exemplar]
 
 
-async def ask_for(sidecar: Sidecar, asked: list[tuple[int, str]], how: str = "max-stale=1") -> None:
+async def ask_for(sidecar: Client, asked: list[tuple[int, str]], how: str = "max-stale=1") -> None:
     """Ask one after the other on one connection, which takes a third of the time of one each."""
     reader, writer = await asyncio.open_connection(*sidecar.address)
     for user, node in asked:
@@ -110,3 +130,45 @@ async def test_scrapers_that_hang_hold_up_neither_prompts_nor_other_scrapers() -
             writer.transport.abort()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+
+
+async def hang_up_in_a_scrape(sidecar: Sidecar, *, after: int) -> None:
+    """Ask for the metrics many times over, read so many bytes, and break the connection."""
+    host, port = sidecar.ops.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+    if after:
+        await reader.readexactly(after)
+    writer.transport.abort()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("after", [0, 1, 50_000])
+async def test_scrapers_that_hang_up_in_the_middle_leave_no_line_no_task_and_no_connection(after: int) -> None:
+    stream = StringIO()
+    process, handlers, hooks = psutil.Process(), logging.root.handlers[:], (sys.unraisablehook, threading.excepthook)
+    Logs(LogSettings(level=LogLevel.DEBUG, format=LogFormat.JSON), stream, environ={}).take_over()
+    try:
+        async with reference() as upstream, sidecar_with(settings_for(upstream.url)) as sidecar:
+            await sidecar.ask()
+            await hang_up_in_a_scrape(sidecar, after=after)
+            await sidecar.metrics()
+            tasks, files = len(asyncio.all_tasks()), process.num_fds()
+            stream.truncate(0)
+            await asyncio.gather(*(hang_up_in_a_scrape(sidecar, after=after) for _ in range(3 * SCRAPERS)))
+
+            async def is_over() -> bool:
+                await sidecar.metrics()
+                return len(asyncio.all_tasks()) <= tasks and process.num_fds() <= files
+
+            await eventually(is_over)
+            text = await sidecar.metrics()
+            told = stream.getvalue()
+    finally:
+        structlog.reset_defaults()
+        logging.root.handlers[:] = handlers
+        logging.captureWarnings(capture=False)
+        sys.unraisablehook, threading.excepthook = hooks
+    assert told == ""
+    assert "prompt_sidecar_crashes_total 0.0" in text

@@ -33,6 +33,12 @@ async def begin_and_crash(request: web.BaseRequest) -> web.StreamResponse:
     raise RuntimeError(SECRET)
 
 
+async def answer_too_late(request: web.BaseRequest) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()  # as when a reset has just come, before the request is told of it
+    raise ConnectionResetError("Cannot write to closing transport")
+
+
 ROUTES = Routes(
     {
         ("GET", "/echo"): echo,
@@ -40,6 +46,7 @@ ROUTES = Routes(
         ("GET", "/crash"): crash,
         ("GET", "/time-out"): time_out,
         ("GET", "/begin"): begin_and_crash,
+        ("GET", "/too-late"): answer_too_late,
     }
 )
 
@@ -313,3 +320,13 @@ async def test_a_crash_is_told_even_if_the_client_has_gone(caplog: pytest.LogCap
         await until(lambda: not served.server.connections)
         assert [type(event) for event in served.events] == [Crashed]
     assert caplog.records == []
+
+
+async def test_a_client_that_has_just_gone_is_no_crash() -> None:
+    async with serving(ROUTES) as served:
+        async with wire(served.port) as client:
+            await client.send(get("/too-late"))
+            assert await client.ended()
+        async with wire(served.port) as client:
+            assert (await client.ask(get("/echo"))).status == 200
+        assert served.events == []

@@ -2,20 +2,21 @@
 
 import pytest
 
-from sidecar.service.trace import trace_of
+from sidecar.service.trace import Trace, trace_of
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+SPAN = "00f067aa0ba902b7"
+PARENT = f"00-{TRACE}-{SPAN}-01"
 
 
 @pytest.mark.parametrize(
     ("traceparent", "request_id", "known"),
     [
-        (PARENT, None, ("trace_id", TRACE)),
-        (PARENT, "abc-1", ("trace_id", TRACE)),
-        (f"cc-{TRACE}-00f067aa0ba902b7-01-what-the-future-holds", None, ("trace_id", TRACE)),
-        (None, "abc-1", ("request_id", "abc-1")),
-        ("nonsense", "abc-1", ("request_id", "abc-1")),
+        (PARENT, None, Trace("trace_id", TRACE, SPAN)),
+        (PARENT, "abc-1", Trace("trace_id", TRACE, SPAN)),
+        (f"cc-{TRACE}-00f067aa0ba902b7-01-what-the-future-holds", None, Trace("trace_id", TRACE, SPAN)),
+        (None, "abc-1", Trace("request_id", "abc-1")),
+        ("nonsense", "abc-1", Trace("request_id", "abc-1")),
         (f"ff-{TRACE}-00f067aa0ba902b7-01", None, None),
         (f"00-{'0' * 32}-00f067aa0ba902b7-01", None, None),
         (f"00-{TRACE}-{'0' * 16}-01", None, None),
@@ -29,6 +30,6 @@ PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
     ],
 )
 def test_the_trace_comes_first_then_the_requests_id_then_none(
-    traceparent: str | None, request_id: str | None, known: tuple[str, str] | None
+    traceparent: str | None, request_id: str | None, known: Trace | None
 ) -> None:
     assert trace_of(traceparent, request_id) == known

@@ -16,8 +16,8 @@ from playwright.async_api import Browser
 
 from sidecar.core.policy import Policy, Strategy
 from sidecar.demo.reference.faults import Mode
-from sidecar.settings import BreakerSettings, RetrySettings, Settings
-from sidecar.telemetry.logs import configure_logs
+from sidecar.settings import BreakerSettings, LogLevel, LogSettings, RetrySettings, Settings
+from sidecar.telemetry.log_setup import Logs
 from tests.harness import Reference, Sidecar, reference, settings_for, sidecar_with
 from tests.system.pages import PHONE, chromium, opened
 from tests.system.small_png import small
@@ -96,7 +96,7 @@ async def shoot(browser: Browser, of: Scene, name: str, *, whole: bool = True, *
 
 async def main() -> None:
     """Play the hour, and take the pictures."""
-    configure_logs(level="error", style="json")
+    Logs.to_standard_error(LogSettings(level=LogLevel.ERROR))
     FOLDER.mkdir(exist_ok=True)
     async with chromium() as browser, scene() as of:
         of.calendar.behind = HOUR

@@ -390,3 +390,10 @@ async def test_no_more_nodes_make_series_than_the_settings_allow() -> None:
     requests = [dict(labels) for name, labels in scraped.tell(*world.events).series if name.endswith("requests_total")]
     nodes = {labels["node"] for labels in requests if "node" in labels}
     assert nodes == {"other", *(f"node {n}" for n in range(5))}
+
+
+def test_lines_that_the_log_lost_are_counted_by_reason_and_are_nought_where_nothing_is_lost(scraped: Scraped) -> None:
+    assert scraped.value("log_lines_dropped_total", reason="blocked") == 0
+    scraped.metrics.has_log(lambda: {"blocked": 7, "failed": 2})
+    assert scraped.value("log_lines_dropped_total", reason="blocked") == 7
+    assert scraped.value("log_lines_dropped_total", reason="failed") == 2

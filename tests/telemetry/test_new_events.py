@@ -31,7 +31,8 @@ from sidecar.core.events import (
     Written,
 )
 from sidecar.telemetry.dispatch import Dispatcher
-from sidecar.telemetry.logs import LEVELS, LogListener
+from sidecar.telemetry.log_setup import LEVELS
+from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.request_metrics import BATCH
 
@@ -187,6 +188,15 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         "request_passed_on",
         {"method": "GET", "result": "2xx", "seconds": 0.25},
     ),
+    **{
+        f"passing on: {result}": (
+            Proxied("PUT", result, 0.25),
+            "warning",
+            "passing_on_failed",
+            {"method": "PUT", "result": result, "seconds": 0.25},
+        )
+        for result in ("5xx", "overload", "reset", "connect_error")
+    },
     "settings not read": (
         FetchFailed(None, FailureKind.RESET, "it broke", "user-placeholders"),
         "warning",
@@ -195,7 +205,7 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
     ),
     "a bypass and its reason": (
         RequestOutcome("explain", Outcome.BYPASS, 0.5, 0.0, 0.0, "rollout", 200),
-        "info",
+        "debug",
         "prompt_served",
         {
             "node": "explain",

@@ -1,13 +1,16 @@
 """What an answer of the config service can be that is no document: named by its kind, never by its content."""
 
+import json
+from enum import StrEnum
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 
 from sidecar.core.errors import FAILURE_TABLE, Answer, FailureKind, UpstreamFailure, kind_of_status
 from sidecar.core.prompt import Profile, RenderLimits, TemplateRejected
-from sidecar.upstream.answers import bad, endpoint_gone, may_be_no_endpoint, not_json, refused
+from sidecar.upstream.answers import bad, decoded, endpoint_gone, may_be_no_endpoint, not_json, refused
 from sidecar.upstream.prompt_data import GENERATION_OPTIONS
 from sidecar.upstream.templates import Templates
 
@@ -122,3 +125,17 @@ def test_each_failure_that_is_made_here_has_its_row() -> None:
     rejected = cast(TemplateRejected, SimpleNamespace(is_broken=False))
     made = [bad("x"), not_json(), refused(rejected), endpoint_gone(answered(404, None), "/")]
     assert [failure.rule for failure in made] == [FAILURE_TABLE[failure.kind] for failure in made]
+
+
+class _Option(StrEnum):
+    KNOWN = "known"
+
+
+@pytest.mark.parametrize("value", ["geheim", "it's geheim", 'say "geheim"', "two\nlines geheim"])
+def test_what_is_of_the_wrong_shape_is_told_by_its_place_and_never_by_its_value(value: str) -> None:
+    decoder = msgspec.json.Decoder(dict[str, _Option])
+    with pytest.raises(UpstreamFailure) as caught:
+        decoded(decoder, json.dumps({"geheim": value}).encode())
+    assert caught.value.detail == (
+        "the config service answered with JSON of the wrong shape (Invalid enum value … - at `$[...]`)"
+    )
