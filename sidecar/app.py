@@ -66,7 +66,7 @@ async def running(
     """
     ready, inherited = False, sockets or {}
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
+    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(core) as forwarder:
         reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
         ops = ops_routes(
             ready=lambda: ready,
@@ -147,8 +147,14 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
 
 
 @asynccontextmanager
-async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
-    forwarder = Forwarder(settings.upstream.url, connect_timeout=settings.upstream.connect_timeout)
+async def _forwarder(core: Core) -> AsyncIterator[Forwarder]:
+    settings = core.settings
+    forwarder = Forwarder(
+        settings.upstream.url,
+        connect_timeout=settings.upstream.connect_timeout,
+        access=core.access,
+        adds_token=settings.proxy.add_token,
+    )
     try:
         yield forwarder
     finally:

@@ -1,10 +1,12 @@
 """What the sidecar says of itself at `/status` (contract §5)."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from sidecar.service.ports import Clock
 from sidecar.settings import effective
+from sidecar.upstream.access import Access
 from sidecar.wiring import Core, installed_version
 
 
@@ -20,6 +22,7 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
             "generation": selection.current.value if selection.current else None,
             "generation_seconds": None if selection.since is None else round(now - selection.since, 3),
             "circuit": core.breaker.state,
+            **_access(core.access),
         },
         "not_admitted": dict(core.manager.not_admitted) | (dict(templates.refused) if templates else {}),
         "rollout": effective(core.settings.rollout),
@@ -48,3 +51,22 @@ def status_of(core: Core, *, ready: Callable[[], bool], clock: Clock) -> dict[st
             "error": templates.error,
         }
     return answer
+
+
+def _access(access: Access) -> dict[str, Any]:
+    """Return how the upstream is reached; None: without that."""
+    tls, token = access.files.get("tls"), access.files.get("token")
+    return {
+        "tls": tls
+        and {
+            "error": tls.error,
+            "handshake_error": access.handshake_error,
+            "client_certificate_expires": _date(access.client_expires_at),
+            "server_certificate_expires": _date(access.server_expires_at),
+        },
+        "token": token and {"error": token.error},
+    }
+
+
+def _date(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()

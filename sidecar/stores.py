@@ -18,6 +18,14 @@ from sidecar.upstream.breaker import Breaker
 class StartError(OSError):
     """The sidecar cannot start here; says what and where."""
 
+    exit_code = 1
+
+
+class FileMistakeError(StartError):
+    """A file that the settings name is a mistake, as a wrong value would be (contract §5)."""
+
+    exit_code = 2
+
 
 def open_seal(settings: Settings) -> Seal:
     """Return how records are closed; raises `StartError`."""

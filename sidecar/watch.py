@@ -2,13 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 POLL_SECONDS = 1.0
 """Between two looks; a look is one stat(), which works on every volume that a pod can mount."""
 
 Identity = tuple[int, int, int, int]
+Identities = tuple[Identity | None, ...]
 
 
 def identity(path: Path) -> Identity | None:
@@ -32,12 +33,27 @@ async def watch(
     `since`: what the file was when it was read; None: what it is now. A file is left alone until it looked the same
     twice: what is still being written must not be read.
     """
-    seen = await asyncio.to_thread(identity, path)
+    await watch_all((path,), changed, since=None if since is None else (since,), poll_seconds=poll_seconds)
+
+
+async def watch_all(
+    paths: Sequence[Path],
+    changed: Callable[[], Awaitable[None]],
+    *,
+    since: Identities | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
+    """Call `changed` after each change of any of the files, for ever; see `watch`."""
+    seen = await asyncio.to_thread(_identities, paths)
     taken = seen if since is None else since
     while True:
         await asyncio.sleep(poll_seconds)
-        now = await asyncio.to_thread(identity, path)
+        now = await asyncio.to_thread(_identities, paths)
         if now == seen != taken:
             taken = now
             await changed()
         seen = now
+
+
+def _identities(paths: Sequence[Path]) -> Identities:
+    return tuple(identity(path) for path in paths)

@@ -18,6 +18,7 @@ from sidecar.core.policy import Policy
 from sidecar.core.prompt import RenderLimits
 from sidecar.core.retry import RetryBudget, RetryRule, Rng
 from sidecar.core.routes import RoutePattern, RouteTable
+from sidecar.secret_file import SecretFileError
 from sidecar.service.background import Background
 from sidecar.service.detection import Selection
 from sidecar.service.generations import Documents, FromPlaceholders, FromPromptData, Generation
@@ -30,11 +31,12 @@ from sidecar.service.shadow import Shadow, ShadowRule
 from sidecar.service.warm_jobs import WarmJobs
 from sidecar.service.warmup import WarmUp
 from sidecar.service.writes import Writes
-from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
-from sidecar.stores import StartError, open_seal, open_store
+from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi, UpstreamSettings
+from sidecar.stores import FileMistakeError, StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
+from sidecar.upstream.access import Access
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
@@ -78,6 +80,7 @@ class Core:
     metrics: Metrics
     background: Background
     breaker: Breaker
+    access: Access
     observer: Observer
     settings: Settings
     """What is in force."""
@@ -131,7 +134,7 @@ async def open_core(
         ),
         clock=clock,
     )
-    template_file = _template_file(settings, templates, observer)
+    template_file, access = _template_file(settings, templates, observer), _access(upstream, observer)
     boot, seal = secrets.token_bytes(8), open_seal(settings)
     store, group = await open_store(settings, boot, clock=clock, rng=rng, observer=observer)
     metrics.has_store(store)
@@ -145,7 +148,12 @@ async def open_core(
         wall=wall,
         observer=observer,
     )
-    client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
+    client = UpstreamClient(
+        upstream.url,
+        connect_timeout=upstream.connect_timeout,
+        max_response=upstream.max_response,
+        access=access,
+    )
     breaker = _breaker(settings, clock, observer)
     guard = _guard(settings, breaker, clock, rng, observer)
     selection = Selection(
@@ -244,6 +252,7 @@ async def open_core(
         metrics=metrics,
         background=background,
         breaker=breaker,
+        access=access,
         observer=observer,
         settings=settings,
         routes=_routes(settings),
@@ -286,11 +295,14 @@ def _warm_jobs(
 async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng) -> None:
     """Begin what goes on behind the requests."""
     selection, templates = core.selection, core.templates
+    core.metrics.has_upstream_files(core.access.files)
     selection.begin()
     await _remember_generation(selection, core.tiers, documents)
     interval = core.settings.upstream.detect_interval
     core.background.keep(selection.watch(lambda: interval * rng.uniform(0.9, 1.1)), name="detect-generation")
     core.background.keep(core.warm_jobs.work(), name="warm-up")
+    for name, watch_files in core.access.watches.items():
+        core.background.keep(watch_files(), name=name)
     if templates is not None:
         core.background.keep(watch(templates.path, templates.reload, since=templates.read_as), name="watch-templates")
 
@@ -309,6 +321,18 @@ async def _remember_generation(
 
     selection.on_change(note)
     note()
+
+
+def _access(upstream: UpstreamSettings, observer: Observer) -> Access:
+    access = Access(observer)
+    try:
+        if upstream.url.startswith("https://"):
+            access.use_tls(upstream.tls)
+        if upstream.token_file is not None:
+            access.use_token(upstream.token_file)
+    except SecretFileError as error:
+        raise FileMistakeError(f"{error}.") from error
+    return access
 
 
 def _breaker(settings: Settings, clock: Clock, observer: Observer) -> Breaker:

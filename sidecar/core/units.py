@@ -348,6 +348,23 @@ class ListenAddress(Kind[Address]):
         return str(value)
 
 
+class HostName(Kind[str]):
+    """The name or the IP address of a host."""
+
+    allowed = "a host name or an IP address, without scheme and port"
+
+    def parse(self, text: str) -> str:
+        """Check the name; an IPv6 address stands without brackets."""
+        host = text if _ip(text) is not None else _host(text)
+        if not host or text.startswith("["):
+            raise ValueError(self.allowed)
+        return host
+
+    def format(self, value: str) -> str:
+        """Write it as it is."""
+        return value
+
+
 class BaseUrl(Kind[str]):
     """An http(s) URL that paths are appended to."""
 

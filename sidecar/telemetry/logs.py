@@ -30,6 +30,7 @@ from sidecar.core.events import (
     StoreChanged,
     TemplatesLoaded,
     UpstreamAttempt,
+    UpstreamFilesRead,
     WarmUpEnded,
     Written,
 )
@@ -109,6 +110,7 @@ class LogListener:
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda e: log.warning("template_not_admitted", node=e.node, detail=e.detail),
             TemplatesLoaded: self._templates_loaded,
+            UpstreamFilesRead: self._upstream_files_read,
             ParityChecked: self._parity_checked,
             RolledBack: self._rolled_back,
             Reloaded: self._reloaded,
@@ -151,6 +153,12 @@ class LogListener:
             self._log.info("templates_loaded", nodes=event.nodes)
         else:
             self._log.error("templates_not_loaded", error=event.error, nodes_in_force=event.nodes)
+
+    def _upstream_files_read(self, event: UpstreamFilesRead) -> None:
+        if event.error is None:
+            self._log.info("upstream_files_read", what=event.what)
+        else:
+            self._log.error("upstream_files_not_read", what=event.what, error=event.error)
 
     def _parity_checked(self, event: ParityChecked) -> None:
         node = event.node or OTHER
