@@ -2,7 +2,6 @@
 
 import io
 import json
-import ssl
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -49,13 +48,19 @@ class BaseAddress:
         return URL.build(scheme=self._scheme, authority=self._authority, path=path, encoded=True)
 
 
-def failure_of(error: aiohttp.ClientError | OSError) -> UpstreamFailure:
-    """Return the failure that an error of aiohttp's is."""
+def failure_of(error: aiohttp.ClientError | OSError, refusal: str | None = None) -> UpstreamFailure:
+    """Return the failure that an error of aiohttp's is.
+
+    `refusal`: why the upstream broke the newest connection off, where it said so; TLS 1.3 does after the handshake.
+    """
     match error:
         case aiohttp.ConnectionTimeoutError():
             kind, detail = FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
         case aiohttp.ClientSSLError():
             kind, detail = FailureKind.TLS_ERROR, trouble(error.os_error)
+        case aiohttp.ClientConnectorError(os_error=ConnectionResetError()):
+            kind = FailureKind.CONNECT_ERROR
+            detail = "the config service broke the TLS handshake off: it wants another certificate, or is going away"
         case aiohttp.ClientConnectorError():
             kind, detail = FailureKind.CONNECT_ERROR, "no connection to the config service"
         case aiohttp.ClientResponseError():
@@ -63,11 +68,9 @@ def failure_of(error: aiohttp.ClientError | OSError) -> UpstreamFailure:
         case _ if isinstance(error.__cause__, ContentEncodingError):
             kind = FailureKind.GARBAGE
             detail = "the config service's answer is compressed, and cannot be decompressed"
-        case _ if isinstance(error.__cause__, ssl.SSLError):  # after the handshake, where TLS 1.3 refuses a certificate
-            kind, detail = FailureKind.RESET, trouble(error.__cause__)
         case _:
             kind = FailureKind.RESET
-            detail = "the connection to the config service broke before its answer was whole"
+            detail = refusal or "the connection to the config service broke before its answer was whole"
     return UpstreamFailure(kind, detail)
 
 
@@ -162,7 +165,7 @@ class UpstreamClient:
             aiohttp.ClientPayloadError,
             OSError,
         ) as error:
-            raise failure_of(error) from error
+            raise failure_of(error, self._access.handshake_error) from error
         if response.status in accepted:
             return Response(response.status, response.headers, content)
         if is_own and response.status == 401:
