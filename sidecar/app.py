@@ -29,6 +29,7 @@ from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
 from sidecar.start_warm import begin_warm_up, warm_up_rule
 from sidecar.status import status_of
+from sidecar.stores import open_credentials
 from sidecar.upstream.forward import Forwarder
 from sidecar.watch import watch
 from sidecar.wiring import Core, StartError, installed_version, open_core
@@ -122,6 +123,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         max_body=settings.limits.max_body,
         deadline=settings.deadline,
         as_today=lambda: core.selection.current is not Generation.PROMPT_DATA,
+        credentials=open_credentials(settings),
     )
     prompts = GeneratePrompt(core.manager, reader, clock=clock)
     proxy = Proxy(

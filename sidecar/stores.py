@@ -1,5 +1,7 @@
 """The store behind the memory, as the settings name it. Names the concrete classes."""
 
+import secrets
+
 from sidecar.cache.file import FileStore, StoreBusyError
 from sidecar.cache.records import node_tag, owner_tag
 from sidecar.cache.redis_client import connect
@@ -9,6 +11,7 @@ from sidecar.cache.redis_link import CALL_SECONDS, RedisLink
 from sidecar.cache.redis_store import RedisStore
 from sidecar.cache.seals import Encrypted, KeyFileError, Seal, Signed, Summed, read_keys
 from sidecar.cache.tiered import Store
+from sidecar.core.credential import Credentials
 from sidecar.core.retry import Rng
 from sidecar.service.ports import Clock, Observer
 from sidecar.settings import Settings, StoreKind
@@ -39,6 +42,23 @@ def open_seal(settings: Settings) -> Seal:
         key = "signing_key_file" if store.encryption_key_file is None else "encryption_key_file"
         raise StartError(f"store.{key}: {error}.") from error
     return Summed()
+
+
+def open_credentials(settings: Settings) -> Credentials | None:
+    """Return what tells the credentials of requests apart; None: nobody reads them. Raises `StartError`.
+
+    What is kept outlives the process only with a key that does, and that is not kept beside it.
+    """
+    store = settings.store
+    if not settings.upstream.forward_authorization:
+        return None
+    path = store.encryption_key_file or store.signing_key_file
+    if path is None:
+        return Credentials(secrets.token_bytes(32))
+    try:
+        return Credentials(read_keys(path)[0])
+    except KeyFileError as error:
+        raise StartError(f"{error}.") from error
 
 
 async def open_store(

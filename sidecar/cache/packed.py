@@ -138,7 +138,7 @@ def pack(key: Key, entry: Entry[Any], expires_at: float | None, shared: Shared) 
     texts = _texts(kept)
     names, values = shared.take_texts(texts), shared.take_texts(texts.values())
     common: dict[str, Any] = {
-        "key": PromptKey(key.user_id, shared.take(key.node_name)) if isinstance(key, PromptKey) else key,
+        "key": key._replace(node_name=shared.take(key.node_name)) if isinstance(key, PromptKey) else key,
         "policy": entry.policy,
         "confirmed_at": entry.confirmed_at,
         "spread": entry.spread,

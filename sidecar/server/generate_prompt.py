@@ -5,6 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from sidecar.core.cache_status import Provenance
+from sidecar.core.credential import NOBODY, Credential, Credentials
 from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import PromptError
 from sidecar.core.events import Outcome, RequestOutcome
@@ -29,9 +30,21 @@ class Reader:
     """Read a request for a prompt or its parts, and refuse what is none."""
 
     def __init__(
-        self, *, observer: Observer, clock: Clock, max_body: int, deadline: float, as_today: Callable[[], bool]
+        self,
+        *,
+        observer: Observer,
+        clock: Clock,
+        max_body: int,
+        deadline: float,
+        as_today: Callable[[], bool],
+        credentials: Credentials | None = None,
     ) -> None:
-        """`as_today`: whether a body of another type, or none that is text, is refused as today's service does it."""
+        """Read requests of these bounds.
+
+        `as_today`: whether a body of another type, or none that is text, is refused as today's service does it;
+        `credentials`: makes what a request's Authorization is known by; None: nobody reads it.
+        """
+        self._credentials = credentials
         self._observe = observer
         self._clock = clock
         self._max_body = max_body
@@ -61,6 +74,15 @@ class Reader:
         except BadRequestError as error:
             return self._refuse(422, f"The request breaks the schema: {error}.", "schema", began_at)
 
+    def credential(self, request: web.BaseRequest, began_at: float) -> Credential | web.Response:
+        """Return in whose name is asked, or the refusal where that is not clear."""
+        if self._credentials is None:
+            return NOBODY
+        given = request.headers.getall("Authorization", [])
+        if len(given) > 1 or not all(each.isascii() and each.isprintable() for each in given):
+            return self._refuse(400, "The request must have one Authorization at most, of ASCII.", "schema", began_at)
+        return self._credentials.of(given[0] if given else None)
+
     def _refuse(self, status: int, detail: str, reason: str, began_at: float) -> web.Response:
         seconds = self._clock() - began_at
         self._observe(RequestOutcome(None, Outcome.ERROR, seconds, 0.0, None, reason, status))
@@ -81,6 +103,9 @@ class GeneratePrompt:
         asked = await self._reader.read(request, began_at)
         if isinstance(asked, web.Response):
             return asked
+        credential = self._reader.credential(request, began_at)
+        if isinstance(credential, web.Response):
+            return credential
         cache_control = request.headers.get("Cache-Control")
         try:
             rendered = await self._manager.get_rendered_prompt(
@@ -89,6 +114,7 @@ class GeneratePrompt:
                 asked.context,
                 directives=NO_DIRECTIVES if cache_control is None else parse_cache_control(cache_control),
                 began_at=began_at,
+                credential=credential,
             )
         except PromptError as error:
             return error_response(error)

@@ -42,12 +42,16 @@ class PromptData:
         asked = await self._reader.read(request, began_at)
         if isinstance(asked, web.Response):
             return asked
+        credential = self._reader.credential(request, began_at)
+        if isinstance(credential, web.Response):
+            return credential
         try:
             found = await self._manager.get_prompt_data(
                 asked.user_id,
                 asked.node_name,
                 directives=parse_cache_control(request.headers.get("Cache-Control")),
                 began_at=began_at,
+                credential=credential,
             )
         except PromptError as error:
             if error.reason == "unknown_node":
