@@ -30,6 +30,6 @@ def read_secret(path: Path) -> str:
         text = read_file(path).decode("utf-8").strip("\r\n")
     except UnicodeDecodeError as error:
         raise SecretFileError(f"{path} is not UTF-8 text") from error
-    if not text.isprintable():
-        raise SecretFileError(f"{path} has more than one line, or a control character")
+    if len(text.splitlines()) > 1:
+        raise SecretFileError(f"{path} has more than one line")
     return text

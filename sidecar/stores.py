@@ -13,6 +13,7 @@ from sidecar.cache.seals import Encrypted, KeyFileError, Seal, Signed, Summed, r
 from sidecar.cache.tiered import Store
 from sidecar.core.credential import Credentials
 from sidecar.core.retry import Rng
+from sidecar.secret_file import SecretFileError, read_file, read_secret
 from sidecar.service.ports import Clock, Observer
 from sidecar.settings import Settings, StoreKind
 from sidecar.upstream.breaker import Breaker
@@ -86,18 +87,18 @@ def _redis(
     settings: Settings, boot: bytes, *, clock: Clock, rng: Rng, observer: Observer
 ) -> tuple[RedisStore, RedisGroup]:
     redis, namespace = settings.store.redis, settings.upstream.url
-    for key, path in (
-        ("password_file", redis.password_file),
-        ("sentinel_password_file", redis.sentinel_password_file),
-        ("tls_ca_file", redis.tls_ca_file),
-        ("tls_cert_file", redis.tls_cert_file),
-        ("tls_key_file", redis.tls_key_file),
+    for key, path, read in (
+        ("password_file", redis.password_file, read_secret),
+        ("sentinel_password_file", redis.sentinel_password_file, read_secret),
+        ("tls_ca_file", redis.tls_ca_file, read_file),
+        ("tls_cert_file", redis.tls_cert_file, read_file),
+        ("tls_key_file", redis.tls_key_file, read_file),
     ):
         try:
             if path is not None:
-                path.read_bytes()
-        except OSError as error:
-            raise StartError(f"store.redis.{key}: {path} cannot be read: {error.strerror}.") from error
+                read(path)
+        except SecretFileError as error:
+            raise FileMistakeError(f"store.redis.{key}: {error}.") from error
     circuit = Breaker(
         "redis",
         fail_max=redis.fail_max,

@@ -373,6 +373,8 @@ class BaseUrl(Kind[str]):
     def parse(self, text: str) -> str:
         """Check the URL and drop a slash at its end."""
         found = _URL.fullmatch(text)
+        if "@" in text:  # an environment, a process list, a log: a URL is seen by many
+            raise ValueError(f"{self.allowed}; a credential is a file's: upstream.token_file")
         if not found or not _host(found["host"]) or not 1 <= int(found["port"] or 1) <= _HIGHEST_PORT:
             raise ValueError(self.allowed)
         return text.rstrip("/")

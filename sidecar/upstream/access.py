@@ -108,6 +108,6 @@ def _bearer(path: Path) -> str:
         token = read_secret(path)
     except SecretFileError as error:
         raise SecretFileError(f"{TOKEN_FILE}: {error}") from error
-    if not token.isascii() or any(each.isspace() for each in token):
-        raise SecretFileError(f"{TOKEN_FILE}: {path} holds no bearer token; allowed: one of ASCII, without blanks")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise SecretFileError(f"{TOKEN_FILE}: {path} holds no bearer token; allowed: printable ASCII without blanks")
     return f"Bearer {token}"

@@ -1,8 +1,11 @@
 """TLS to the config service: whom it trusts, what it shows, how both change without a restart, and never without."""
 
 import asyncio
+import os
 import re
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,12 +16,16 @@ from typing import Any
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
+from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.settings import BreakerSettings, RetrySettings, Settings, TlsSettings, TlsVersion
+from sidecar.stores import FileMistakeError
 from sidecar.upstream import client as upstream_client
 from sidecar.upstream import rotating
 from sidecar.watch import watch_all
+from sidecar.wiring import open_core
 from tests.authorities import HOST, Files, Mounted, chain, key, speaks, strict_server
 from tests.harness import (
     KEPT,
@@ -377,3 +384,84 @@ async def test_a_connection_of_an_earlier_certificate_is_used_no_more_and_ends(
         assert len(service.writers) == 2
         async with asyncio.timeout(5):
             await old.wait_closed()
+
+
+# Bad input
+
+
+def spoilt_ca(files: Files) -> None:
+    files.put("ca.pem", b"no certificate\n")
+
+
+def no_ca(files: Files) -> None:
+    (files / "ca.pem").unlink()
+
+
+def ca_folder(files: Files) -> None:
+    no_ca(files)
+    (files / "ca.pem").mkdir()
+
+
+def swapped(files: Files) -> None:
+    leaf = client("sidecar")
+    files.put("cert.pem", key(leaf))
+    files.put("key.pem", chain(leaf))
+
+
+def locked(files: Files) -> None:
+    leaf = client("sidecar")
+    private = serialization.load_pem_private_key(key(leaf), None)
+    files.put("cert.pem", chain(leaf))
+    files.put(
+        "key.pem",
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"passphrase"),
+        ),
+    )
+
+
+def of_two(files: Files) -> None:
+    files.put("cert.pem", chain(client("one")))
+    files.put("key.pem", key(client("two")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (no_ca, "upstream.tls.ca_file: {}/ca.pem cannot be read: No such file or directory."),
+        (ca_folder, "upstream.tls.ca_file: {}/ca.pem cannot be read: Is a directory."),
+        (spoilt_ca, "upstream.tls.ca_file: {}/ca.pem holds no certificates in PEM."),
+        (
+            swapped,
+            "upstream.tls.cert_file: {0}/cert.pem and {0}/key.pem are no certificate and its private key in PEM.",
+        ),
+        (of_two, "upstream.tls.key_file: {0}/key.pem does not belong to {0}/cert.pem."),
+        (locked, "upstream.tls.key_file: {}/key.pem wants a passphrase; allowed: a private key without one."),
+    ],
+)
+async def test_files_that_cannot_be_used_stop_the_start_with_a_sentence(
+    spoil: Callable[[Files], None], why: str, files: Files
+) -> None:
+    files.show(client("sidecar"))
+    spoil(files)
+    with pytest.raises(FileMistakeError) as refused:
+        async with open_core(by_tls("https://127.0.0.1:1", files, mutual=True)):
+            pass
+    assert str(refused.value) == why.format(files.folder)
+
+
+def test_the_command_ends_with_2(tmp_path: Path) -> None:
+    missing = tmp_path / "ca.pem"
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar", "run", "--config", "/dev/null", "--upstream-url", "https://127.0.0.1:1"],
+        env=dict(os.environ) | {"SIDECAR_UPSTREAM__TLS__CA_FILE": str(missing), "SIDECAR_STORE__KIND": "none"},
+        cwd=PACKAGE_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    sentence = f"upstream.tls.ca_file: {missing} cannot be read: No such file or directory.\n"
+    assert (done.returncode, done.stderr) == (2, sentence)

@@ -223,9 +223,10 @@ async def test_a_broken_token_leaves_the_old_one_in_force(
         (None, "cannot be read: No such file or directory"),
         (b"", "is empty"),
         (b"\n", "is empty"),
-        (f"{TOKEN}\n{TOKEN}".encode(), "has more than one line, or a control character"),
-        (f"{TOKEN} {TOKEN}".encode(), "holds no bearer token; allowed: one of ASCII, without blanks"),
-        ("tökén".encode(), "holds no bearer token; allowed: one of ASCII, without blanks"),
+        (f"{TOKEN}\n{TOKEN}".encode(), "has more than one line"),
+        (f"{TOKEN} {TOKEN}".encode(), "holds no bearer token; allowed: printable ASCII without blanks"),
+        (f"{TOKEN}\0".encode(), "holds no bearer token; allowed: printable ASCII without blanks"),
+        ("tökén".encode(), "holds no bearer token; allowed: printable ASCII without blanks"),
     ],
 )
 async def test_a_token_that_cannot_be_used_stops_the_start_with_a_sentence(
