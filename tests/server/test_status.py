@@ -79,6 +79,8 @@ async def test_at_the_start_it_says_what_it_is_and_that_nothing_is_wrong() -> No
                 "generation": "prompt-data",
                 "generation_seconds": 0.0,
                 "circuit": "closed",
+                "tls": None,
+                "token": None,
             },
             "not_admitted": {},
             "rollout": {"percent": "100%", "nodes": "*", "exclude": "[]", "on_upstream_failure": "fail"},
