@@ -34,7 +34,7 @@ class Answering:
         self.names: list[str | None] = []
 
     async def post(
-        self, path: str, body: bytes, *, if_none_match: str | None = None, authorization: str | None
+        self, path: str, body: bytes, *, if_none_match: str | None = None, authorization: str | None = None
     ) -> Response:
         self.names.append(authorization)
         self.asked.append((path, json.loads(body), if_none_match))
