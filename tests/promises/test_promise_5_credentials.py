@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from tests.redis_servers import server
 from tests.scenarios.test_redis_shared import store_at
 
 ANN, BOB, EVE = "Bearer canary-ann", "Bearer canary-bob", "Basic Y2FuYXJ5OmV2ZQ=="
+OWN = "Bearer canary-own"
 EVERYBODY = (ANN, BOB, None)
 LONG = Policy(ttl=60, max_ttl=60, stale_while_revalidate=0, stale_if_error=600, network_timeout=0.3)
 KEY = b64encode(bytes(range(32)))
@@ -267,7 +267,7 @@ async def test_an_invalidation_by_hand_reaches_the_entries_of_every_credential(t
 
 async def test_a_warm_up_fills_only_what_is_nobodys(tmp_path: Path) -> None:
     plays = Marking()
-    (tmp_path / "token").write_text("canary-own\n")
+    (tmp_path / "token").write_text(OWN.removeprefix("Bearer "))
     keys = {"token_file": tmp_path / "token"}
     async with (
         raw_upstream(plays) as upstream,
@@ -275,19 +275,29 @@ async def test_a_warm_up_fills_only_what_is_nobodys(tmp_path: Path) -> None:
     ):
         await ask(sidecar, ANN, 7)
         await ask(sidecar, None, 8)
-        for wanted in ({"users": [1, 2], "nodes": ["explain"]}, {"from_store": True}):
-            async with sidecar.session.post(f"{sidecar.ops}/admin/warm", json=wanted) as response:
-                assert response.status < 300
-            await eventually(partial(is_warm, sidecar))
-        assert plays.seen[ANN] == 1
-        assert set(plays.seen) == {ANN, "Bearer canary-own"}
+        done = await warmed_up(sidecar, {"users": [1, 2], "nodes": ["explain"]})
+        assert done["stored"] == 2
+        assert plays.seen == {ANN: 1, OWN: 3}
+        done = await warmed_up(sidecar, {"from_store": True})
+        assert (done["stored"], done["fresh"]) == (0, 3)  # Ann's is not asked for: nobody has her credential any more
+        assert plays.seen == {ANN: 1, OWN: 3}
         assert "hit" in (await ask(sidecar, None, 1)).how
         assert (await ask(sidecar, BOB, 1)).prompt == f"for {BOB} 1"
 
 
-async def is_warm(sidecar: Sidecar) -> bool:
-    async with sidecar.session.get(f"{sidecar.ops}/status") as response:
-        return bool((await response.json()).get("warmup", {}).get("state") == "done")
+async def warmed_up(sidecar: Sidecar, wanted: dict[str, Any]) -> Any:
+    async with sidecar.session.post(f"{sidecar.ops}/admin/warm", json=wanted) as response:
+        job = (await response.json())["status"]
+    told: Any = None
+
+    async def is_done() -> bool:
+        nonlocal told
+        async with sidecar.session.get(sidecar.ops + job) as response:
+            told = await response.json()
+        return bool(told["state"] == "done")
+
+    await eventually(is_done)
+    return told
 
 
 # Behind the memory
