@@ -17,6 +17,7 @@ from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Settings
 from sidecar.start_warm import warm_up_rule
 from sidecar.status import StatusReport
+from sidecar.stores import open_credentials
 from sidecar.upstream.forward import Forwarder
 from sidecar.wiring import Core
 
@@ -90,6 +91,7 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
         max_bodies=settings.limits.max_bodies,
         deadline=settings.deadline,
         as_today=lambda: core.selection.current is not Generation.PROMPT_DATA,
+        credentials=open_credentials(settings),
     )
     prompts = GeneratePrompt(core.manager, reader, clock=clock)
     proxy = Proxy(

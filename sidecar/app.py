@@ -76,7 +76,7 @@ async def running(
     drain = Drain(settings.drain) if drain is None else drain
     async with (
         open_core(settings, clock=clock, wall=wall, rng=rng, drain=drain) as core,
-        _forwarder(settings) as forwarder,
+        _forwarder(core) as forwarder,
     ):
         if logs is not None:
             core.metrics.has_log(lambda: logs.dropped)
@@ -152,8 +152,14 @@ def _names(settings: Settings, *names: str) -> frozenset[str]:
 
 
 @asynccontextmanager
-async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
-    forwarder = Forwarder(settings.upstream.url, connect_timeout=settings.upstream.connect_timeout)
+async def _forwarder(core: Core) -> AsyncIterator[Forwarder]:
+    settings = core.settings
+    forwarder = Forwarder(
+        settings.upstream.url,
+        connect_timeout=settings.upstream.connect_timeout,
+        access=core.access,
+        adds_token=settings.proxy.add_token,
+    )
     try:
         yield forwarder
     finally:

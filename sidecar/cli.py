@@ -519,7 +519,7 @@ def _run(main_task: Coroutine[Any, Any, Any]) -> Any:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main_task)
     except OSError as error:
-        _die(str(error))
+        _die(str(error), getattr(error, "exit_code", EXIT_FAILED))
 
 
 def _have_standard_files() -> None:
@@ -531,6 +531,6 @@ def _have_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-def _die(message: str) -> NoReturn:
+def _die(message: str, exit_code: int = EXIT_FAILED) -> NoReturn:
     click.echo(message, err=True)
-    sys.exit(EXIT_FAILED)
+    sys.exit(exit_code)

@@ -22,6 +22,7 @@ from sidecar.core.units import (
     Choice,
     Either,
     FilePath,
+    HostName,
     Kind,
     ListenAddress,
     Names,
@@ -59,6 +60,8 @@ __all__ = [
     "ShadowSettings",
     "StoreKind",
     "StoreSettings",
+    "TlsSettings",
+    "TlsVersion",
     "UpstreamApi",
     "UpstreamSettings",
     "WarmUpSettings",
@@ -142,6 +145,38 @@ class OpsSettings:
     )
 
 
+class TlsVersion(StrEnum):
+    """The oldest version of TLS that is spoken."""
+
+    V1_2 = "1.2"
+    V1_3 = "1.3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """TLS to the config service, where `upstream.url` is an https:// one; its certificate is always verified."""
+
+    ca_file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "whom to trust; `null`: whom the system trusts. Read again when it changes, as the two below",
+    )
+    cert_file: Path | None = setting(
+        None, Either("null", FilePath()), "the sidecar's own certificate with its chain, for mutual TLS"
+    )
+    key_file: Path | None = setting(
+        None, Either("null", FilePath()), "the private key that belongs to cert_file, without a passphrase"
+    )
+    server_name: str | None = setting(
+        None,
+        Either("null", HostName()),
+        "the name that the service's certificate must be for; `null`: the host of upstream.url",
+    )
+    min_version: TlsVersion = setting(
+        TlsVersion.V1_2, Choice(TlsVersion), "older versions are broken; `1.3` where the service is known to speak it"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSettings:
     """The config service behind the sidecar."""
@@ -173,6 +208,18 @@ class UpstreamSettings:
     connect_timeout: float = setting(
         0.5, duration("1ms", "1m"), "part of per_try_timeout; inside a cluster a connection takes a few ms, or fails"
     )
+    token_file: Path | None = setting(
+        None,
+        Either("null", FilePath()),
+        "its content is the bearer token of the sidecar's own calls; read again when it changes, and after a 401",
+    )
+    forward_authorization: bool = setting(
+        False,  # noqa: FBT003 — a default, as every other key's
+        Switch(),
+        "a prompt is then asked for with the Authorization of LearnFlow's request, and what is kept is kept apart by "
+        "it; off, that header is read by nobody",
+    )
+    tls: TlsSettings = section(TlsSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +372,12 @@ class ProxySettings:
     )
     max_queue: int = setting(
         128, Whole(0, 10_000), "requests that wait for a place at once; one more is refused with 503 at once"
+    )
+    add_token: bool = setting(
+        False,  # noqa: FBT003 — a default, as every other key's
+        Switch(),
+        "a request that brings no Authorization goes out with the token of upstream.token_file: whoever reaches "
+        "`listen` then acts with the sidecar's rights",
     )
 
 
@@ -724,11 +777,34 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
     if not (settings.listen.is_loopback or settings.listen_beyond_loopback):
         loopback = "a loopback host:port such as 127.0.0.1:8002 or [::1]:8002, with"
         yield Contradiction(("listen",), ("listen_beyond_loopback",), loopback)
+    yield from _of_the_upstream(settings)
     yield from _of_the_store(settings.store)
     if deadline > settings.drain.timeout * DRAIN_FOR_REQUESTS:
         yield Contradiction(("deadline",), ("drain", "timeout"), "at most three quarters of")
     if settings.ops.listen.overlaps(settings.listen):
         yield Contradiction(("ops", "listen"), ("listen",), "an address apart from")
+
+
+def _of_the_upstream(settings: Settings) -> Iterator[Contradiction]:
+    upstream, tls, store = settings.upstream, settings.upstream.tls, settings.store
+    if not upstream.url.startswith("https://"):
+        for each in fields(tls):
+            if getattr(tls, each.name) != each.default:
+                yield Contradiction(
+                    ("upstream", "tls", each.name), ("upstream", "url"), "the default, or an https:// URL in"
+                )
+    if (tls.cert_file is None) != (tls.key_file is None):
+        absent, given = ("key_file", "cert_file")[:: 1 if tls.key_file is None else -1]
+        yield Contradiction(("upstream", "tls", absent), ("upstream", "tls", given), "a file, with")
+    if settings.proxy.add_token and upstream.token_file is None:
+        yield Contradiction(("proxy", "add_token"), ("upstream", "token_file"), "false, or a file in")
+    has_key = store.encryption_key_file is not None or store.signing_key_file is not None
+    if upstream.forward_authorization and store.kind is not StoreKind.NONE and not has_key:
+        yield Contradiction(
+            ("upstream", "forward_authorization"),
+            ("store", "signing_key_file"),
+            "false, or store.kind none, or a key to hash credentials with in store.encryption_key_file or",
+        )
 
 
 def _of_the_store(store: StoreSettings) -> Iterator[Contradiction]:

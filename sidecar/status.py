@@ -103,6 +103,16 @@ class StatusReport:
             failing_since=self._at_or_none(troubles.upstream.since),
             last_error=self._last(troubles.upstream),
             last_error_endpoint=troubles.endpoint,
+            tls=self._tls(),
+            token=None if (token := core.access.files.get("token")) is None else says.Token(token.error),
+        )
+
+    def _tls(self) -> says.Tls | None:
+        access = self._core.access
+        if (tls := access.files.get("tls")) is None:
+            return None
+        return says.Tls(
+            tls.error, access.handshake_error, _date(access.client_expires_at), _date(access.server_expires_at)
         )
 
     def _circuits(self) -> Iterator[says.Circuit]:
@@ -223,6 +233,10 @@ def warnings(settings: Settings) -> Iterator[str]:
     """Name what is allowed, but not safe by itself."""
     if not settings.listen.is_loopback:
         yield f"listen: others can reach {settings.listen}, where no one is asked who he is, and nothing is encrypted"
+
+
+def _date(unix_seconds: float | None) -> datetime | None:
+    return None if unix_seconds is None else datetime.fromtimestamp(unix_seconds, UTC)
 
 
 def _last_turn(changes: Iterable[tuple[float, str]], started_at: float) -> float:

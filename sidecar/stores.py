@@ -1,5 +1,7 @@
 """The store behind the memory, as the settings name it. Names the concrete classes."""
 
+import secrets
+
 from sidecar.cache.file import FileStore, StoreBusyError
 from sidecar.cache.records import node_tag, owner_tag
 from sidecar.cache.redis_client import connect
@@ -9,7 +11,9 @@ from sidecar.cache.redis_link import CALL_SECONDS, RedisLink
 from sidecar.cache.redis_store import RedisStore
 from sidecar.cache.seals import Encrypted, KeyFileError, Seal, Signed, Summed, read_keys
 from sidecar.cache.tiered import Store
+from sidecar.core.credential import Credentials
 from sidecar.core.retry import Rng
+from sidecar.secret_file import SecretFileError, read_file, read_secret
 from sidecar.service.ports import Clock, Observer
 from sidecar.settings import Settings, StoreKind
 from sidecar.upstream.breaker import Breaker
@@ -17,6 +21,14 @@ from sidecar.upstream.breaker import Breaker
 
 class StartError(OSError):
     """The sidecar cannot start here; says what and where."""
+
+    exit_code = 1
+
+
+class FileMistakeError(StartError):
+    """A file that the settings name is a mistake, as a wrong value would be (contract §5)."""
+
+    exit_code = 2
 
 
 def open_seal(settings: Settings) -> Seal:
@@ -31,6 +43,23 @@ def open_seal(settings: Settings) -> Seal:
         key = "signing_key_file" if store.encryption_key_file is None else "encryption_key_file"
         raise StartError(f"store.{key}: {error}.") from error
     return Summed()
+
+
+def open_credentials(settings: Settings) -> Credentials | None:
+    """Return what tells the credentials of requests apart; None: nobody reads them. Raises `StartError`.
+
+    What is kept outlives the process only with a key that does, and that is not kept beside it.
+    """
+    store = settings.store
+    if not settings.upstream.forward_authorization:
+        return None
+    path = store.encryption_key_file or store.signing_key_file
+    if path is None:
+        return Credentials(secrets.token_bytes(32))
+    try:
+        return Credentials(read_keys(path)[0])
+    except KeyFileError as error:
+        raise StartError(f"{error}.") from error
 
 
 async def open_store(
@@ -58,18 +87,18 @@ def _redis(
     settings: Settings, boot: bytes, *, clock: Clock, rng: Rng, observer: Observer
 ) -> tuple[RedisStore, RedisGroup]:
     redis, namespace = settings.store.redis, settings.upstream.url
-    for key, path in (
-        ("password_file", redis.password_file),
-        ("sentinel_password_file", redis.sentinel_password_file),
-        ("tls_ca_file", redis.tls_ca_file),
-        ("tls_cert_file", redis.tls_cert_file),
-        ("tls_key_file", redis.tls_key_file),
+    for key, path, read in (
+        ("password_file", redis.password_file, read_secret),
+        ("sentinel_password_file", redis.sentinel_password_file, read_secret),
+        ("tls_ca_file", redis.tls_ca_file, read_file),
+        ("tls_cert_file", redis.tls_cert_file, read_file),
+        ("tls_key_file", redis.tls_key_file, read_file),
     ):
         try:
             if path is not None:
-                path.read_bytes()
-        except OSError as error:
-            raise StartError(f"store.redis.{key}: {path} cannot be read: {error.strerror}.") from error
+                read(path)
+        except SecretFileError as error:
+            raise FileMistakeError(f"store.redis.{key}: {error}.") from error
     circuit = Breaker(
         "redis",
         fail_max=redis.fail_max,

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 POLL_SECONDS = 1.0
 """Between two looks; a look is one stat(), which works on every volume that a pod can mount."""
 
 Identity = tuple[int, int, int, int]
+Identities = tuple[Identity | None, ...]
 
 
 def identity(path: Path) -> Identity | None:
@@ -33,11 +34,24 @@ async def watch(
     `since`: what the file was when it was read; None: what it is now. A file is left alone until it looked the same
     twice: what is still being written must not be read.
     """
-    seen = await asyncio.to_thread(identity, path)
+    known = None if since is None else (since,)
+    await watch_all((path,), changed, since=known, poll_seconds=poll_seconds, failed=failed)
+
+
+async def watch_all(
+    paths: Sequence[Path],
+    changed: Callable[[], Awaitable[None]],
+    *,
+    since: Identities | None = None,
+    poll_seconds: float = POLL_SECONDS,
+    failed: Callable[[Exception], None] | None = None,
+) -> None:
+    """Call `changed` after each change of any of the files, for ever; see `watch`."""
+    seen = await asyncio.to_thread(_identities, paths)
     taken = seen if since is None else since
     while True:
         await asyncio.sleep(poll_seconds)
-        now = await asyncio.to_thread(identity, path)
+        now = await asyncio.to_thread(_identities, paths)
         if now == seen != taken:
             taken = now
             try:
@@ -47,3 +61,7 @@ async def watch(
                     raise
                 failed(error)
         seen = now
+
+
+def _identities(paths: Sequence[Path]) -> Identities:
+    return tuple(identity(path) for path in paths)

@@ -20,6 +20,7 @@ from sidecar.core.prompt import RenderLimits
 from sidecar.core.retry import RetryBudget, RetryRule, Rng
 from sidecar.core.routes import RoutePattern, RouteTable
 from sidecar.drain import BACKGROUND, STORE, Drain
+from sidecar.secret_file import SecretFileError
 from sidecar.service.background import Background
 from sidecar.service.detection import Selection
 from sidecar.service.generations import Documents, FromPlaceholders, FromPromptData, Generation
@@ -33,13 +34,14 @@ from sidecar.service.waiting import Waiting
 from sidecar.service.warm_jobs import WarmJobs
 from sidecar.service.warmup import WarmUp
 from sidecar.service.writes import Writes
-from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi
-from sidecar.stores import StartError, open_seal, open_store
+from sidecar.settings import OnUpstreamFailure, Settings, UpstreamApi, UpstreamSettings
+from sidecar.stores import FileMistakeError, StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.history import RequestHistory
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.troubles import Troubles
+from sidecar.upstream.access import Access
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
@@ -88,6 +90,7 @@ class Core:
     troubles: Troubles
     background: Background
     breaker: Breaker
+    access: Access
     observer: Dispatcher
     settings: Settings
     """What is in force."""
@@ -156,7 +159,7 @@ async def open_core(
         ),
         clock=clock,
     )
-    template_file = _template_file(settings, templates, observer)
+    template_file, access = _template_file(settings, templates, observer), _access(upstream, observer)
     boot, seal = secrets.token_bytes(8), open_seal(settings)
     store, group = await open_store(settings, boot, clock=clock, rng=rng, observer=observer)
     metrics.has_store(store)
@@ -170,7 +173,12 @@ async def open_core(
         wall=wall,
         observer=observer,
     )
-    client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
+    client = UpstreamClient(
+        upstream.url,
+        connect_timeout=upstream.connect_timeout,
+        max_response=upstream.max_response,
+        access=access,
+    )
     breaker = Breaker("upstream", **_breaker_numbers(settings), clock=clock, observer=observer)
     guard = Guard(_guard_rules(settings), breaker=breaker, clock=clock, rng=rng, observer=observer)
 
@@ -278,6 +286,7 @@ async def open_core(
         troubles=troubles,
         background=background,
         breaker=breaker,
+        access=access,
         observer=observer,
         settings=settings,
         routes=_routes(settings),
@@ -331,6 +340,7 @@ def _warm_jobs(
 async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng) -> None:
     """Begin what goes on behind the requests."""
     selection, templates = core.selection, core.templates
+    core.metrics.has_upstream_files(core.access.files)
     selection.begin()
     await _remember_generation(selection, core.tiers, documents)
 
@@ -339,6 +349,8 @@ async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng
 
     core.background.keep(selection.watch(interval), name="detect-generation")
     core.background.keep(core.warm_jobs.work(), name="warm-up")
+    for name, watch_files in core.access.watches.items():
+        core.background.keep(watch_files(), name=name)
     if templates is not None:
         core.background.keep(
             watch(
@@ -374,6 +386,18 @@ def _breaker_numbers(settings: Settings) -> dict[str, Any]:
         "reset_timeout": breaker.reset_timeout,
         "success_threshold": breaker.success_threshold,
     }
+
+
+def _access(upstream: UpstreamSettings, observer: Observer) -> Access:
+    access = Access(observer)
+    try:
+        if upstream.url.startswith("https://"):
+            access.use_tls(upstream.tls)
+        if upstream.token_file is not None:
+            access.use_token(upstream.token_file)
+    except SecretFileError as error:
+        raise FileMistakeError(f"{error}.") from error
+    return access
 
 
 def _guard_rules(settings: Settings) -> GuardRules:

@@ -110,6 +110,8 @@ class FakeSource:
         self.calls: Counter[PromptKey] = Counter()
         self.known: list[Document | None] = []
         self.deadlines: list[float] = []
+        self.names: list[str | None] = []
+        """In whose name each call was made."""
         self.open_for: float | None = None
         self.proven = True
         self.serves: Document | UpstreamFailure = document()
@@ -121,8 +123,11 @@ class FakeSource:
     def is_proven(self) -> bool:
         return self.proven
 
-    async def fetch(self, key: PromptKey, known: Document | None, deadline_at: float) -> Confirmation[Document]:
+    async def fetch(
+        self, key: PromptKey, known: Document | None, deadline_at: float, authorization: str | None = None
+    ) -> Confirmation[Document]:
         self.calls[key] += 1
+        self.names.append(authorization)
         self.known.append(known)
         self.deadlines.append(deadline_at)
         sent_at = loop_time()
@@ -142,6 +147,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, str]] = []
+        self.names: list[str | None] = []
         self.asked: list[tuple[dict[str, Any], float, bool]] = []
         self.serves: Generated | UpstreamFailure = Generated("Rendered by the service, as it does today.", {"a": "b"})
         self.answers: Answer | UpstreamFailure = Answer(200, b"{}", "application/json")
@@ -152,8 +158,16 @@ class FakeService:
         return self.room
 
     async def generate(
-        self, user_id: int, node_name: str, context: Mapping[str, Any], deadline_at: float, *, shadow: bool = False
+        self,
+        user_id: int,
+        node_name: str,
+        context: Mapping[str, Any],
+        deadline_at: float,
+        *,
+        shadow: bool = False,
+        authorization: str | None = None,
     ) -> Generated:
+        self.names.append(authorization)
         self.calls.append((user_id, node_name))
         self.asked.append((dict(context), deadline_at, shadow))
         serves = self.serves
@@ -162,7 +176,10 @@ class FakeService:
             raise serves
         return serves
 
-    async def prompt_data(self, user_id: int, node_name: str, deadline_at: float) -> Answer:
+    async def prompt_data(
+        self, user_id: int, node_name: str, deadline_at: float, authorization: str | None = None
+    ) -> Answer:
+        self.names.append(authorization)
         self.calls.append((user_id, node_name))
         self.asked.append(({}, deadline_at, False))
         if isinstance(self.answers, UpstreamFailure):
@@ -304,7 +321,13 @@ class HeldSource(Generic[K, V]):
     def is_proven(self) -> bool:
         return self.proven
 
-    async def fetch(self, key: K, known: V | None, deadline_at: float) -> Confirmation[V]:
+    async def fetch(
+        self,
+        key: K,
+        known: V | None,
+        deadline_at: float,
+        authorization: str | None = None,  # noqa: ARG002 — its port
+    ) -> Confirmation[V]:
         fetch: Fetch[K, V] = Fetch(key, known)
         self.fetches.append(fetch)
         try:
@@ -332,7 +355,13 @@ class Serving(Generic[K, V]):
     def is_proven(self) -> bool:
         return self.proven
 
-    async def fetch(self, key: K, known: V | None, deadline_at: float) -> Confirmation[V]:  # noqa: ARG002 — its port
+    async def fetch(
+        self,
+        key: K,
+        known: V | None,  # noqa: ARG002 — its port
+        deadline_at: float,
+        authorization: str | None = None,  # noqa: ARG002 — its port
+    ) -> Confirmation[V]:
         self.calls.append(key)
         sent_at, serves = loop_time(), self.serves
         if self.takes > deadline_at - sent_at:

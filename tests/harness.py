@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -328,12 +329,12 @@ class RawUpstream:
                 body = await reader.readexactly(int(length[1])) if length else b""
                 self.requests.append(head + body)
                 await self.plays(Exchange(head, body, writer))
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the sidecar gave up, or the test is over
         finally:
             self._tasks.discard(task)
             writer.close()
-            with suppress(ConnectionError, asyncio.CancelledError):
+            with suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
                 await writer.wait_closed()
 
     async def close(self) -> None:
@@ -347,11 +348,11 @@ class RawUpstream:
 
 
 @asynccontextmanager
-async def raw_upstream(plays: Play) -> AsyncIterator[RawUpstream]:
+async def raw_upstream(plays: Play, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawUpstream]:
     """Run a raw upstream."""
     upstream = RawUpstream(plays)
-    upstream.server = await asyncio.start_server(upstream.connected, "127.0.0.1", 0, backlog=1024)
-    upstream.url = f"http://127.0.0.1:{upstream.server.sockets[0].getsockname()[1]}"
+    upstream.server = await asyncio.start_server(upstream.connected, "127.0.0.1", 0, backlog=1024, ssl=tls)
+    upstream.url = f"http{'s' if tls else ''}://127.0.0.1:{upstream.server.sockets[0].getsockname()[1]}"
     try:
         yield upstream
     finally:

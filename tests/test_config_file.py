@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sidecar.config_file import ConfigError, Problem, default_path, load, shown
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.servers import RedisUrl, Word
-from sidecar.core.units import BaseUrl, Choice, Either, FilePath, Kind, ListenAddress, Names, Quantity, Whole
+from sidecar.core.units import BaseUrl, Choice, Either, FilePath, HostName, Kind, ListenAddress, Names, Quantity, Whole
 from sidecar.settings import (
     Address,
     LogLevel,
@@ -423,6 +423,21 @@ CONTRADICTIONS = [
         ),
     ),
     (
+        {"upstream.tls.ca_file": "/ca.pem"},
+        (
+            "upstream.tls.ca_file: '/ca.pem' is not allowed (flag --upstream-tls-ca-file); allowed: the default, or an "
+            "https:// URL in upstream.url, which is http://prompt-config-service:8002 (default)"
+        ),
+    ),
+    (
+        {"upstream.forward_authorization": "true"},
+        (
+            "upstream.forward_authorization: 'True' is not allowed (flag --upstream-forward-authorization); allowed: "
+            "false, or store.kind none, or a key to hash credentials with in store.encryption_key_file or "
+            "store.signing_key_file, which is null (default)"
+        ),
+    ),
+    (
         {"ops.listen": "0.0.0.0:8002"},
         (
             "ops.listen: '0.0.0.0:8002' is not allowed (flag --ops-listen); "
@@ -459,7 +474,9 @@ def test_a_password_in_a_url_is_not_shown(url: str) -> None:
     (found,) = problems(flags={"upstream.url": url})
     assert "hunter2" not in str(found)
     assert "***" in str(found)
-    assert found.allowed == "http(s)://host[:port][/path], without user, password, query or fragment"
+    form, _, hint = found.allowed.partition("; ")
+    assert form == "http(s)://host[:port][/path], without user, password, query or fragment"
+    assert hint == ("a credential is a file's: upstream.token_file" if "@" in url else "")
 
 
 def test_the_value_of_an_unknown_key_is_not_shown(write: Write) -> None:
@@ -479,6 +496,7 @@ SOME: dict[type[Kind[Any]], list[str]] = {
     FilePath: ["/etc/prompts.yaml", "a b/c", "./null"],
     BaseUrl: ["http://a", "https://[::1]:1/b", "http://a-b.c:65535"],
     RedisUrl: ["redis://a", "rediss://[::1]:1/5", "redis://a:1,b:2"],
+    HostName: ["a.internal", "10.0.0.1", "::1"],
     Word: ["a", "a:b", "é", "1", "true"],
 }
 
@@ -537,7 +555,14 @@ def in_agreement(found: Settings) -> Settings:
         retry=replace(found.retry, max_backoff=60.0),
         policy=PolicySettings(default=right(found.policy.default), nodes=nodes),
         routes={path: right(policy) for path, policy in found.routes.items()},
-        upstream=replace(found.upstream, templates_file=found.upstream.templates_file or Path("prompts.yaml")),
+        upstream=replace(
+            found.upstream,
+            url=found.upstream.url.replace("http:", "https:"),
+            templates_file=found.upstream.templates_file or Path("prompts.yaml"),
+            forward_authorization=False,
+            tls=replace(found.upstream.tls, cert_file=None, key_file=None),
+        ),
+        proxy=replace(found.proxy, add_token=False),
         store=replace(
             found.store,
             signing_key_file=None,

@@ -32,6 +32,8 @@ from sidecar.settings import (
     ShadowSettings,
     StoreKind,
     StoreSettings,
+    TlsSettings,
+    TlsVersion,
     UpstreamApi,
     UpstreamSettings,
     WarmUpSettings,
@@ -57,6 +59,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             max_in_flight=64,
             max_response=2 * MIB,
             connect_timeout=0.5,
+            token_file=None,
+            forward_authorization=False,
+            tls=TlsSettings(ca_file=None, cert_file=None, key_file=None, server_name=None, min_version=TlsVersion.V1_2),
         ),
         deadline=4.0,
         retry=RetrySettings(
@@ -96,7 +101,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         routes=dict.fromkeys(
             ("/api/v1/profiles*", "/api/v1/placeholders*", "/api/v1/users/{id}/placeholders"), Policy()
         ),
-        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0, max_queue=128),
+        proxy=ProxySettings(response_timeout=25.0, max_in_flight=64, queue_timeout=2.0, max_queue=128, add_token=False),
         store=StoreSettings(
             kind=StoreKind.FILE,
             path=Path(".sidecar/cache.db"),
@@ -207,6 +212,10 @@ def test_the_defaults_do_not_contradict_each_other() -> None:
     assert list(contradictions(Settings())) == []
 
 
+def by_tls(url: str = "https://a", **tls: Any) -> Settings:
+    return Settings(upstream=UpstreamSettings(url=url, tls=TlsSettings(**tls)))
+
+
 def with_redis(**given: Any) -> Settings:
     return Settings(store=StoreSettings(redis=RedisSettings(**given)))
 
@@ -257,6 +266,36 @@ def with_redis(**given: Any) -> Settings:
             id="records signed and encrypted",
         ),
         pytest.param(
+            by_tls("http://a", min_version=TlsVersion.V1_3),
+            ("upstream", "tls", "min_version"),
+            ("upstream", "url"),
+            id="TLS in plain text",
+        ),
+        pytest.param(
+            by_tls(cert_file=Path("a")),
+            ("upstream", "tls", "key_file"),
+            ("upstream", "tls", "cert_file"),
+            id="the upstream's certificate without its key",
+        ),
+        pytest.param(
+            by_tls(key_file=Path("a")),
+            ("upstream", "tls", "cert_file"),
+            ("upstream", "tls", "key_file"),
+            id="the upstream's key without its certificate",
+        ),
+        pytest.param(
+            Settings(proxy=ProxySettings(add_token=True)),
+            ("proxy", "add_token"),
+            ("upstream", "token_file"),
+            id="no token to add",
+        ),
+        pytest.param(
+            Settings(upstream=UpstreamSettings(forward_authorization=True)),
+            ("upstream", "forward_authorization"),
+            ("store", "signing_key_file"),
+            id="credentials in a store without a key",
+        ),
+        pytest.param(
             with_redis(tls_cert_file=Path("a")),
             ("store", "redis", "tls_key_file"),
             ("store", "redis", "tls_cert_file"),
@@ -286,3 +325,11 @@ def test_two_keys_that_cannot_both_hold_are_a_contradiction(
     settings: Settings, path: tuple[str, ...], other: tuple[str, ...]
 ) -> None:
     assert [(each.path, each.other) for each in contradictions(settings)] == [(path, other)]
+
+
+@pytest.mark.parametrize(
+    "store", [StoreSettings(kind=StoreKind.NONE), StoreSettings(encryption_key_file=Path("a"))], ids=lambda s: s.kind
+)
+def test_credentials_may_be_kept_apart_in_memory_alone_or_with_a_key(store: StoreSettings) -> None:
+    settings = Settings(upstream=UpstreamSettings(forward_authorization=True), store=store)
+    assert list(contradictions(settings)) == []

@@ -41,9 +41,11 @@ class Packed(msgspec.Struct, gc=False, kw_only=True):
         raise NotImplementedError
 
     def parts(self) -> Iterator[Any]:
-        """Yield what is shared, the texts aside: the node's name, too, which each request brings anew."""
+        """Yield what is shared, the texts aside: the key's texts, too, which each request brings anew."""
         if isinstance(self.key, PromptKey):
             yield self.key.node_name
+        if isinstance(self.key, PromptKey | SettingsKey) and self.key.credential:
+            yield self.key.credential
 
     def own_bytes(self) -> int:
         """Return about what it takes at rest, without what it shares."""
@@ -138,7 +140,7 @@ def pack(key: Key, entry: Entry[Any], expires_at: float | None, shared: Shared) 
     texts = _texts(kept)
     names, values = shared.take_texts(texts), shared.take_texts(texts.values())
     common: dict[str, Any] = {
-        "key": PromptKey(key.user_id, shared.take(key.node_name)) if isinstance(key, PromptKey) else key,
+        "key": _with_shared_texts(key, shared),
         "policy": entry.policy,
         "confirmed_at": entry.confirmed_at,
         "spread": entry.spread,
@@ -163,6 +165,14 @@ def pack(key: Key, entry: Entry[Any], expires_at: float | None, shared: Shared) 
         case StaticAnswer():
             return PackedAnswer(**common, answer=kept)
     raise TypeError(f"{type(kept).__name__} cannot be kept in memory")
+
+
+def _with_shared_texts(key: Key, shared: Shared) -> Key:
+    if isinstance(key, PromptKey):
+        key = key._replace(node_name=shared.take(key.node_name))
+    if isinstance(key, PromptKey | SettingsKey) and key.credential:
+        key = key._replace(credential=shared.take(key.credential))
+    return key
 
 
 def _texts(kept: Kept) -> Mapping[str, str]:

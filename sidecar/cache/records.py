@@ -191,9 +191,9 @@ def store_key(namespace: str, key: Key) -> bytes:
     parts: tuple[str, ...]
     match key:
         case PromptKey():
-            parts = ("prompt", str(key.user_id), key.node_name)
+            parts = ("prompt", str(key.user_id), key.node_name, *_apart(key.credential))
         case SettingsKey():
-            parts = ("settings", str(key.user_id))
+            parts = ("settings", str(key.user_id), *_apart(key.credential))
         case RouteKey():
             parts = ("route", key.host, key.target)
         case _:
@@ -201,12 +201,16 @@ def store_key(namespace: str, key: Key) -> bytes:
     return _hashed(namespace, *parts)
 
 
+def _apart(credential: str) -> tuple[str, ...]:
+    return (credential,) if credential else ()
+
+
 def whose(key: Key) -> tuple[int, str] | None:
-    """Return user and node of what can be asked for again by them."""
+    """Return user and node of what can be asked for again by them alone: not by somebody's credential."""
     match key:
-        case PromptKey():
+        case PromptKey(credential=""):
             return key.user_id, key.node_name
-        case SettingsKey():
+        case SettingsKey(credential=""):
             return key.user_id, ""
     return None
 

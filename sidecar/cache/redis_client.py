@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisError
 
+from sidecar.secret_file import SecretFileError, read_secret
 from sidecar.settings import RedisMode, RedisSettings
 
 CONNECT_SECONDS = 1.0
@@ -33,8 +34,8 @@ class _PasswordFile(CredentialProvider):
         if self._path is None:
             return (self._username or "default", "")
         try:
-            password = self._path.read_text("utf-8").strip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
+            password = read_secret(self._path)
+        except SecretFileError as error:
             raise AuthenticationError("the password file cannot be read") from error
         return (self._username, password) if self._username else (password,)
 

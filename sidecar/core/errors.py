@@ -13,6 +13,7 @@ class FailureKind(StrEnum):
 
     CONNECT_ERROR = "connect_error"
     CONNECT_TIMEOUT = "connect_timeout"
+    TLS_ERROR = "tls_error"
     READ_TIMEOUT = "read_timeout"
     RESET = "reset"
     SERVER_ERROR = "server_error"
@@ -68,6 +69,14 @@ FAILURE_TABLE: Mapping[FailureKind, FailureRule] = MappingProxyType(
         ),
         FailureKind.CONNECT_TIMEOUT: FailureRule(
             "no connection in time", retry=True, verdict=Verdict.FAILURE, stale=True, evicts=False, status=504
+        ),
+        FailureKind.TLS_ERROR: FailureRule(
+            "no connection that can be trusted: the TLS handshake failed (expired, another name, unknown authority)",
+            retry=True,
+            verdict=Verdict.FAILURE,
+            stale=True,
+            evicts=False,
+            status=503,
         ),
         FailureKind.READ_TIMEOUT: FailureRule(
             "no answer in time", retry=True, verdict=Verdict.FAILURE, stale=True, evicts=False, status=504

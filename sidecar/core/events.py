@@ -123,6 +123,23 @@ class GenerationChanged(NamedTuple):
     """The settings say so: no news to whoever wrote them."""
 
 
+class UpstreamFilesRead(NamedTuple):
+    """Files that the way to the upstream is made of were read again; `error`: why the old ones stay in force.
+
+    `what`: tls or token. The error names keys and paths, and nothing of what is in a file.
+    """
+
+    what: str
+    error: str | None
+
+
+class CertificateSeen(NamedTuple):
+    """A certificate is in use; `whose`: client (the sidecar's own) or server; `expires_at`: Unix seconds."""
+
+    whose: str
+    expires_at: float
+
+
 class NotAdmitted(NamedTuple):
     """A template is left to the service's own rendering, because the gate does not admit it."""
 
@@ -255,6 +272,8 @@ Event = (
     | WarmedUp
     | WarmUpEnded
     | GenerationChanged
+    | UpstreamFilesRead
+    | CertificateSeen
     | NotAdmitted
     | TemplatesLoaded
     | ParityChecked

@@ -18,6 +18,8 @@ class PromptKey(NamedTuple):
 
     user_id: int
     node_name: str
+    credential: str = ""
+    """The tag of the credential that it was fetched with."""
 
     @property
     def owner(self) -> int | None:
@@ -29,6 +31,8 @@ class SettingsKey(NamedTuple):
     """Whose settings; they serve all nodes of the user."""
 
     user_id: int
+    credential: str = ""
+    """The tag of the credential that they were fetched with."""
 
     @property
     def owner(self) -> int | None:

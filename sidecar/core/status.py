@@ -48,6 +48,21 @@ class LastError(msgspec.Struct, frozen=True):
     at: Annotated[Instant, Meta(description="When it was last met.")]
 
 
+class Tls(msgspec.Struct, frozen=True):
+    """TLS to the config service."""
+
+    error: Annotated[str | None, Meta(description="What is wrong with the files as they are; the last good are used.")]
+    handshake_error: Annotated[str | None, Meta(description="Why the last handshake failed.")]
+    client_certificate_expires: Instant | None
+    server_certificate_expires: Instant | None
+
+
+class Token(msgspec.Struct, frozen=True):
+    """The file of the token for the config service."""
+
+    error: Annotated[str | None, Meta(description="What is wrong with the file as it is; the last good token is used.")]
+
+
 class Upstream(msgspec.Struct, frozen=True):
     """The config service behind the sidecar."""
 
@@ -62,6 +77,8 @@ class Upstream(msgspec.Struct, frozen=True):
     ]
     last_error: LastError | None
     last_error_endpoint: Annotated[str | None, Meta(description="Which of its calls failed last.")]
+    tls: Annotated[Tls | None, Meta(description="How it is reached by TLS; null: it is not.")]
+    token: Annotated[Token | None, Meta(description="The token that is sent; null: there is none.")]
 
 
 class Transition(msgspec.Struct, frozen=True):

@@ -340,6 +340,23 @@ class ListenAddress(Kind[Address]):
         return str(value)
 
 
+class HostName(Kind[str]):
+    """The name or the IP address of a host."""
+
+    allowed = "a host name or an IP address, without scheme and port"
+
+    def parse(self, text: str) -> str:
+        """Check the name; an IPv6 address stands without brackets."""
+        host = text if _ip(text) is not None else _host(text)
+        if not host or text.startswith("["):
+            raise ValueError(self.allowed)
+        return host
+
+    def format(self, value: str) -> str:
+        """Write it as it is."""
+        return value
+
+
 class BaseUrl(Kind[str]):
     """An http(s) URL that paths are appended to."""
 
@@ -348,6 +365,8 @@ class BaseUrl(Kind[str]):
     def parse(self, text: str) -> str:
         """Check the URL and drop a slash at its end."""
         found = _URL.fullmatch(text)
+        if "@" in text:  # an environment, a process list, a log: a URL is seen by many
+            raise ValueError(f"{self.allowed}; a credential is a file's: upstream.token_file")
         if not found or not _host(found["host"]) or not 1 <= int(found["port"] or 1) <= _HIGHEST_PORT:
             raise ValueError(self.allowed)
         return text.rstrip("/")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from sidecar.core.cache_status import Provenance
+from sidecar.core.credential import NOBODY, Credential, Credentials
 from sidecar.core.decision import NO_DIRECTIVES
 from sidecar.core.errors import PromptError
 from sidecar.core.events import Outcome, RequestOutcome
@@ -37,11 +38,14 @@ class Reader:
         max_bodies: int,
         deadline: float,
         as_today: Callable[[], bool],
+        credentials: Credentials | None = None,
     ) -> None:
         """`max_body`, `max_bodies`: bytes, of one, and of all that are being read.
 
-        `as_today`: whether a body of another type, or none that is text, is refused as today's service does it.
+        `as_today`: whether a body of another type, or none that is text, is refused as today's service does it;
+        `credentials`: makes what a request's Authorization is known by; None: nobody reads it.
         """
+        self._credentials = credentials
         self._observe = observer
         self._clock = clock
         self._max_body = max_body
@@ -73,6 +77,15 @@ class Reader:
         except BadRequestError as error:
             return self._refuse(422, f"The request breaks the schema: {error}.", "schema", began_at)
 
+    def credential(self, request: web.BaseRequest, began_at: float) -> Credential | web.Response:
+        """Return in whose name is asked, or the refusal where that is not clear."""
+        if self._credentials is None:
+            return NOBODY
+        given = request.headers.getall("Authorization", [])
+        if len(given) > 1 or not all(each.isascii() and each.isprintable() for each in given):
+            return self._refuse(400, "The request must have one Authorization at most, of ASCII.", "schema", began_at)
+        return self._credentials.of(given[0] if given else None)
+
     def _refuse(self, status: int, detail: str, reason: str, began_at: float) -> web.Response:
         seconds = self._clock() - began_at
         self._observe(RequestOutcome(None, Outcome.ERROR, seconds, 0.0, None, reason, status))
@@ -98,6 +111,9 @@ class GeneratePrompt:
         if isinstance(read, web.Response):
             return read
         asked, weight = read
+        credential = self._reader.credential(request, began_at)
+        if isinstance(credential, web.Response):
+            return credential
         cache_control = request.headers.get("Cache-Control")
         try:
             rendered = await self._manager.get_rendered_prompt(
@@ -108,6 +124,7 @@ class GeneratePrompt:
                 began_at=began_at,
                 rules=rules,
                 weight=weight,
+                credential=credential,
             )
         except PromptError as error:
             return error_response(error)

@@ -43,6 +43,9 @@ class PromptData:
         if isinstance(read, web.Response):
             return read
         asked, _ = read
+        credential = self._reader.credential(request, began_at)
+        if isinstance(credential, web.Response):
+            return credential
         try:
             found = await self._manager.get_prompt_data(
                 asked.user_id,
@@ -50,6 +53,7 @@ class PromptData:
                 directives=parse_cache_control(request.headers.get("Cache-Control")),
                 began_at=began_at,
                 rules=rules,
+                credential=credential,
             )
         except PromptError as error:
             if error.reason == "unknown_node":

@@ -24,11 +24,12 @@ from sidecar.service.trace import current_request_id
 
 RETRY_AFTER_SECONDS = 1
 """What a client is told to wait: how long it will take, nobody knows."""
-NOT_SENT = frozenset({FailureKind.CONNECT_ERROR, FailureKind.CONNECT_TIMEOUT})
+NOT_SENT = frozenset({FailureKind.CONNECT_ERROR, FailureKind.CONNECT_TIMEOUT, FailureKind.TLS_ERROR})
 """Failures before any byte of the request was sent."""
 DETAILS = {
     FailureKind.CONNECT_ERROR: "The config service cannot be reached.",
     FailureKind.CONNECT_TIMEOUT: "No connection to the config service could be made in time.",
+    FailureKind.TLS_ERROR: "No connection to the config service could be trusted: the TLS handshake failed.",
     FailureKind.READ_TIMEOUT: "The config service did not answer in time.",
     FailureKind.RESET: "The connection to the config service broke before it answered.",
     FailureKind.GARBAGE: "The config service's answer is not valid HTTP/1.1.",

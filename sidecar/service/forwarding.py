@@ -79,6 +79,6 @@ class Forwarding(Protocol):
     def open(self, request: ForwardRequest) -> AbstractAsyncContextManager[ForwardAnswer]:
         """Send a request, and bring the head of the answer; leaving closes what is not done.
 
-        Raises `UpstreamFailure`: CONNECT_ERROR and CONNECT_TIMEOUT mean that nothing was sent.
+        Raises `UpstreamFailure`: CONNECT_ERROR, CONNECT_TIMEOUT and TLS_ERROR mean that nothing was sent.
         """
         ...

@@ -9,7 +9,6 @@ from sidecar.core.cache_status import Forward, Provenance
 from sidecar.core.errors import PromptError, UpstreamFailure
 from sidecar.core.freshness import windows
 from sidecar.core.model import Document, PromptKey, SettingsKey, UserSettings
-from sidecar.core.policy import Policy
 from sidecar.core.prompt import CompiledTemplate
 from sidecar.core.today import refused_values, template_not_found
 from sidecar.service.ports import TemplateSet
@@ -75,7 +74,7 @@ class Documents(Protocol):
         """Return the document as the upstream has it now; None where it cannot be had."""
         ...
 
-    def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
+    def is_aging(self, wanted: Wanted, terms: Terms) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
         ...
 
@@ -95,26 +94,26 @@ class FromPromptData:
 
     async def document(self, wanted: Wanted, terms: Terms) -> Ready:
         """Return the document; raises `PromptError`, or `Diverted`."""
-        obtained = await self.resources.obtain(_key(wanted), terms)
+        obtained = await self.resources.obtain(_document_key(wanted, terms), terms)
         self._confirm(wanted.node_name)
         return _ready(obtained, terms, obtained.entry.document, obtained.entry.document.required)
 
     def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
         """Return what is kept instead of what failed, if the policy allows it now."""
-        kept = self.resources.instead(_key(wanted), terms, failure, forward)
+        kept = self.resources.instead(_document_key(wanted, terms), terms, failure, forward)
         return None if kept is None else _ready(kept, terms, kept.entry.document, kept.entry.document.required)
 
     async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
         """Return the document as the upstream has it now; None where it cannot be had."""
-        landed = await self.resources.refresh(_key(wanted), terms)
+        landed = await self.resources.refresh(_document_key(wanted, terms), terms)
         if isinstance(landed, UpstreamFailure):
             return None
         self._confirm(wanted.node_name)
         return landed.entry.document
 
-    def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
+    def is_aging(self, wanted: Wanted, terms: Terms) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
-        return self.resources.is_aging(_key(wanted), policy)
+        return self.resources.is_aging(_document_key(wanted, terms), terms.policy)
 
 
 class FromPlaceholders:
@@ -145,7 +144,7 @@ class FromPlaceholders:
             raise PromptError(400, refused, reason="schema", provenance=Provenance(detail="request"))
         if _needs_nobody(wanted, template):
             return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
-        obtained = await self.resources.obtain(SettingsKey(wanted.user_id), terms)
+        obtained = await self.resources.obtain(_settings_key(wanted, terms), terms)
         return _composed(obtained, terms, template)
 
     def instead(self, wanted: Wanted, terms: Terms, failure: UpstreamFailure, forward: Forward) -> Ready | None:
@@ -156,7 +155,7 @@ class FromPlaceholders:
             return None
         if _needs_nobody(wanted, template):
             return Ready(_compose(_NOBODY, template), _NO_SETTINGS, template.names)
-        kept = self.resources.instead(SettingsKey(wanted.user_id), terms, failure, forward)
+        kept = self.resources.instead(_settings_key(wanted, terms), terms, failure, forward)
         return None if kept is None else _composed(kept, terms, template)
 
     async def renew(self, wanted: Wanted, terms: Terms) -> Document | None:
@@ -167,12 +166,12 @@ class FromPlaceholders:
             return None
         if _needs_nobody(wanted, template):
             return _compose(_NOBODY, template)
-        landed = await self.resources.refresh(SettingsKey(wanted.user_id), terms)
+        landed = await self.resources.refresh(_settings_key(wanted, terms), terms)
         return None if isinstance(landed, UpstreamFailure) else _compose(landed.entry.document, template)
 
-    def is_aging(self, wanted: Wanted, policy: Policy) -> bool:
+    def is_aging(self, wanted: Wanted, terms: Terms) -> bool:
         """Return whether what is kept, if anything, is past half of its use."""
-        return self.resources.is_aging(SettingsKey(wanted.user_id), policy)
+        return self.resources.is_aging(_settings_key(wanted, terms), terms.policy)
 
     def _template(self, node_name: str) -> CompiledTemplate:
         try:
@@ -196,8 +195,12 @@ def _needs_nobody(wanted: Wanted, template: CompiledTemplate) -> bool:
     return covered or wanted.user_id > LARGEST_USER
 
 
-def _key(wanted: Wanted) -> PromptKey:
-    return PromptKey(wanted.user_id, wanted.node_name)
+def _document_key(wanted: Wanted, terms: Terms) -> PromptKey:
+    return PromptKey(wanted.user_id, wanted.node_name, terms.credential.tag)
+
+
+def _settings_key(wanted: Wanted, terms: Terms) -> SettingsKey:
+    return SettingsKey(wanted.user_id, terms.credential.tag)
 
 
 def _ready(obtained: Obtained[Any], terms: Terms, document: Document, required: frozenset[str]) -> Ready:

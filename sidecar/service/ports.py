@@ -42,10 +42,12 @@ class Source(Protocol[K_contra, V]):
         """Its name in telemetry."""
         ...
 
-    async def fetch(self, key: K_contra, known: V | None, deadline_at: float) -> Confirmed[V]:
+    async def fetch(
+        self, key: K_contra, known: V | None, deadline_at: float, authorization: str | None = None
+    ) -> Confirmed[V]:
         """Bring the key's document, before `deadline_at`; `known` is what may be revalidated.
 
-        Raises `UpstreamFailure`.
+        `authorization`: in whose name; None: in the sidecar's own. Raises `UpstreamFailure`.
         """
         ...
 
@@ -161,15 +163,25 @@ class PromptService(Protocol):
     """What the service itself says, guarded; nothing of it is kept (contract §2, `passthrough`)."""
 
     async def generate(
-        self, user_id: int, node_name: str, context: Mapping[str, Any], deadline_at: float, *, shadow: bool = False
+        self,
+        user_id: int,
+        node_name: str,
+        context: Mapping[str, Any],
+        deadline_at: float,
+        *,
+        shadow: bool = False,
+        authorization: str | None = None,
     ) -> Generated:
         """Have the service render, before `deadline_at`; raises `UpstreamFailure`.
 
-        `shadow`: nobody waits for it, so it is tried once and says nothing of the upstream's health.
+        `authorization`: in whose name; None: in the sidecar's own. `shadow`: nobody waits for it, so it is tried once
+        and says nothing of the upstream's health.
         """
         ...
 
-    async def prompt_data(self, user_id: int, node_name: str, deadline_at: float) -> Answer:
+    async def prompt_data(
+        self, user_id: int, node_name: str, deadline_at: float, authorization: str | None = None
+    ) -> Answer:
         """Bring a node's static parts as they are, whatever we think of them; raises `UpstreamFailure`."""
         ...
 

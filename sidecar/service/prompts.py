@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sidecar.core.cache_status import Forward, Provenance
+from sidecar.core.credential import NOBODY, Credential
 from sidecar.core.decision import NO_DIRECTIVES, Directives
 from sidecar.core.errors import Answer, FailureKind, PromptError, UpstreamFailure
 from sidecar.core.events import NotAdmitted, Outcome, RequestOutcome, Shed
@@ -143,11 +144,13 @@ class PromptManager:
         began_at: float | None = None,
         rules: Rules | None = None,
         weight: int = 0,
+        credential: Credential = NOBODY,
     ) -> Rendered:
         """Return the prompt of a user for a node, rendered with this request's own content.
 
         `began_at`: the clock's instant at which the request came; the deadline counts from there. `rules`: those that
-        were in force then. `weight`: bytes that it holds while it waits.
+        were in force then. `weight`: bytes that it holds while it waits. `credential`: in whose name the upstream is
+        asked; nobody gets what was kept of another.
         Raises `PromptError`. Source: contract §3, §4.
         """
         now = self._clock()
@@ -156,7 +159,7 @@ class PromptManager:
         rules = self._rules if rules is None else rules
         policy = rules.policy_for(node_name)
         if self._straight and rules is self._rules:
-            entry: Entry[Document] | None = self._cache.peek((user_id, node_name))
+            entry: Entry[Document] | None = self._cache.peek((user_id, node_name, credential.tag))
             if (
                 entry is not None
                 and now < entry.hit_until
@@ -173,7 +176,7 @@ class PromptManager:
                     now=now,
                 )
         room = self._waiting.has_room
-        terms = Terms(policy, directives, began_at, rules.deadline, self._nodes.label(node_name), room)
+        terms = Terms(policy, directives, began_at, rules.deadline, self._nodes.label(node_name), room, credential)
         call = Call(Wanted(user_id, node_name, dynamic_context), terms, rules)
         why = self._bypassed(call)
         with self._waiting.one(weight):
@@ -192,6 +195,7 @@ class PromptManager:
         directives: Directives = NO_DIRECTIVES,
         began_at: float | None = None,
         rules: Rules | None = None,
+        credential: Credential = NOBODY,
     ) -> Ready | Answer:
         """Return a node's static parts for one who renders by himself, or the service's own word on them.
 
@@ -200,7 +204,7 @@ class PromptManager:
         began_at = self._clock() if began_at is None else began_at
         rules = self._rules if rules is None else rules
         policy, label = rules.policy_for(node_name), self._nodes.label(node_name)
-        terms = Terms(policy, directives, began_at, rules.deadline, label, self._waiting.has_room)
+        terms = Terms(policy, directives, began_at, rules.deadline, label, self._waiting.has_room, credential)
         call = Call(Wanted(user_id, node_name, None), terms, rules)
         with self._waiting.one(0):
             return await self._parts(call)
@@ -226,7 +230,9 @@ class PromptManager:
     async def _their_parts(self, call: Call, documents: Documents) -> Ready | Answer:
         """Pass on the parts that are not admitted here: who renders them himself may think otherwise."""
         try:
-            answer = await self._service.prompt_data(call.wanted.user_id, call.node, call.terms.deadline_at)
+            answer = await self._service.prompt_data(
+                call.wanted.user_id, call.node, call.terms.deadline_at, call.terms.credential.authorization
+            )
         except UpstreamFailure as failure:
             ready = self._kept_parts(call, documents, failure, Forward.BYPASS)
             self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at, now=self._clock())
@@ -344,19 +350,25 @@ class PromptManager:
 
     async def _by_the_service(self, call: Call, why: str) -> Rendered:
         """Have the service render; nothing of the answer is kept. Raises `UpstreamFailure`."""
-        wanted = call.wanted
-        if not call.terms.may_wait:
+        wanted, terms = call.wanted, call.terms
+        if not terms.may_wait:
             raise overload()
-        if call.terms.directives.only_if_cached:
+        if terms.directives.only_if_cached:
             detail = "Nothing is cached of what the service renders itself, and the request says only-if-cached."
             provenance = Provenance(detail="only-if-cached")
             raise self._told(call, PromptError(504, detail, reason="not_cached", provenance=provenance))
         sent_at = self._clock()
-        generated = await self._service.generate(wanted.user_id, wanted.node_name, call.context, call.terms.deadline_at)
+        generated = await self._service.generate(
+            wanted.user_id,
+            wanted.node_name,
+            call.context,
+            terms.deadline_at,
+            authorization=terms.credential.authorization,
+        )
         self._nodes.confirm(wanted.node_name)
         self._after_bypass(call, why, generated)
         provenance = Provenance(forward=Forward.BYPASS, detail=why)
-        self._renderer.tell(call.node, provenance, began_at=call.terms.began_at, now=sent_at)
+        self._renderer.tell(call.node, provenance, began_at=terms.began_at, now=sent_at)
         return Rendered(generated.prompt, generated.used_placeholders, provenance)
 
     def _serve(self, call: Call, documents: Documents, ready: Ready, *, shadow: bool = True) -> Rendered:
@@ -381,11 +393,7 @@ class PromptManager:
         if self._sampled(call) or self._shadow.must_check(call.node):
             answered = Answered(call.wanted, call.terms, documents)
             self._shadow.consider(answered, call.rules.shadow, theirs=generated)
-        elif (
-            call.rules.local_on_failure
-            and documents.is_aging(call.wanted, call.terms.policy)
-            and self._service.has_room()
-        ):
+        elif call.rules.local_on_failure and documents.is_aging(call.wanted, call.terms) and self._service.has_room():
             terms = call.terms._replace(began_at=self._clock())
             self._background.spawn(documents.renew(call.wanted, terms), name="keep-warm")
 

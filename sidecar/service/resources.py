@@ -7,6 +7,7 @@ from functools import partial
 from typing import Generic, NamedTuple, TypeVar, assert_never
 
 from sidecar.core.cache_status import Forward, Provenance
+from sidecar.core.credential import NOBODY, Credential
 from sidecar.core.decision import NO_DIRECTIVES, Action, Directives, after_failure, decide
 from sidecar.core.errors import DIVERTING, FailureKind, PromptError, UpstreamFailure
 from sidecar.core.events import Coalesced, Evicted, FetchFailed
@@ -71,6 +72,8 @@ class Terms(NamedTuple):
     """What telemetry may call it."""
     may_wait: bool = True
     """Whether the upstream may be asked: not where too many wait for it already."""
+    credential: Credential = NOBODY
+    """In whose name; the key asked for holds its tag."""
 
     @property
     def margin(self) -> float:
@@ -353,20 +356,18 @@ class Resources(Generic[K, V]):
         self, key: K, terms: Terms, deadline_at: float, *, began_after: float | None = None
     ) -> Joined[Landed[V] | UpstreamFailure]:
         lane = self._writes.lane(key.owner)  # never a fetch from before a write of the owner
-        return self._flights.join(
-            (key, lane), partial(self._fetch, key, terms.policy, terms.label, deadline_at), began_after=began_after
-        )
+        return self._flights.join((key, lane), partial(self._fetch, key, terms, deadline_at), began_after=began_after)
 
-    async def _fetch(
-        self, key: K, policy: Policy, label: str | None, deadline_at: float
-    ) -> Landed[V] | UpstreamFailure:
+    async def _fetch(self, key: K, terms: Terms, deadline_at: float) -> Landed[V] | UpstreamFailure:
         """Fetch for all who wait, keep what is good, evict what is contradicted."""
         begun = self.begin(key)
         try:
-            brought: Confirmed[V] | UpstreamFailure = await self._source.fetch(key, begun.known, deadline_at)
+            brought: Confirmed[V] | UpstreamFailure = await self._source.fetch(
+                key, begun.known, deadline_at, terms.credential.authorization
+            )
         except UpstreamFailure as failure:
             brought = failure
-        return await self.land(key, begun, brought, policy, label)
+        return await self.land(key, begun, brought, terms.policy, terms.label)
 
     def begin(self, key: K) -> Begun[V]:
         """Note, before the upstream is asked, what must be known when it has answered."""

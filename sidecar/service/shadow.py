@@ -160,7 +160,12 @@ class Shadow:
         """Return what the service renders, None where it refuses; raises `UpstreamFailure` where it does not answer."""
         try:
             return await self._service.generate(
-                wanted.user_id, wanted.node_name, wanted.context or {}, terms.deadline_at, shadow=True
+                wanted.user_id,
+                wanted.node_name,
+                wanted.context or {},
+                terms.deadline_at,
+                shadow=True,
+                authorization=terms.credential.authorization,
             )
         except UpstreamFailure as failure:
             if failure.rule.status is None:

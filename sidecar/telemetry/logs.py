@@ -30,6 +30,7 @@ from sidecar.core.events import (
     StoreChanged,
     TemplatesLoaded,
     UpstreamAttempt,
+    UpstreamFilesRead,
     WarmUpEnded,
     Written,
 )
@@ -72,6 +73,7 @@ class LogListener:
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda e: self._log.warning("template_not_admitted", node=e.node, detail=e.detail),
             TemplatesLoaded: self._templates_loaded,
+            UpstreamFilesRead: self._upstream_files_read,
             ParityChecked: self._parity_checked,
             RolledBack: self._rolled_back,
             Reloaded: self._reloaded,
@@ -115,6 +117,12 @@ class LogListener:
             self._log.info("templates_loaded", nodes=event.nodes)
         else:
             self._log.error("templates_not_loaded", error=event.error, nodes_in_force=event.nodes)
+
+    def _upstream_files_read(self, event: UpstreamFilesRead) -> None:
+        if event.error is None:
+            self._log.info("upstream_files_read", what=event.what)
+        else:
+            self._log.error("upstream_files_not_read", what=event.what, error=event.error)
 
     def _parity_checked(self, event: ParityChecked) -> None:
         node = event.node or OTHER

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
     BreakerChanged,
+    CertificateSeen,
     Coalesced,
     Crashed,
     Evicted,
@@ -37,6 +38,7 @@ from sidecar.core.events import (
     StoreLookup,
     TemplatesLoaded,
     UpstreamAttempt,
+    UpstreamFilesRead,
     WarmedUp,
     Written,
 )
@@ -264,6 +266,18 @@ class Metrics:
             registry=registry,
         )
         self._templates_ok.set(1)
+        self._upstream_files_ok = Gauge(
+            "prompt_sidecar_upstream_files_ok",
+            "0: certificates or token for the config service cannot be read, the old ones are in force. See /status.",
+            ("what",),
+            registry=registry,
+        )
+        self._certificate_expiry = Gauge(
+            "prompt_sidecar_upstream_certificate_expiry_timestamp_seconds",
+            "When a certificate ends: the sidecar's own (client), or the one that the config service last showed.",
+            ("whose",),
+            registry=registry,
+        )
         self._parity = Counter(
             "prompt_sidecar_parity_checks_total",
             "Comparisons with the service's own prompts. mismatch: local rendering of this node is not to be trusted.",
@@ -370,6 +384,11 @@ class Metrics:
         """Show what the log loses; `dropped`: lines by reason."""
         self._log.dropped = dropped
 
+    def has_upstream_files(self, names: Iterable[str]) -> None:
+        """Show whether the files that the way to the upstream is made of can be read."""
+        for name in names:
+            self._upstream_files_ok.labels(name).set(1)
+
     def _shows_breaker(self, name: str) -> None:
         for state in BREAKER_STATES:
             self._breaker.labels(name, state).set(state == "closed")
@@ -398,6 +417,8 @@ class Metrics:
             GenerationChanged: self._generation_changed,
             NotAdmitted: lambda _: self._not_admitted.inc(),
             TemplatesLoaded: lambda event: self._templates_ok.set(event.error is None),
+            UpstreamFilesRead: lambda event: self._upstream_files_ok.labels(event.what).set(event.error is None),
+            CertificateSeen: lambda event: self._certificate_expiry.labels(event.whose).set(event.expires_at),
             ParityChecked: self._compared,
             RolledBack: lambda event: self._rolled_back.labels(event.node).set(event.back),
             Proxied: self._passed_on,

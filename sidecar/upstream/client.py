@@ -12,6 +12,8 @@ from yarl import URL
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
 from sidecar.service.trace import current_request_id
+from sidecar.upstream.access import Access
+from sidecar.upstream.tls import trouble
 
 IDLE_SECONDS = 3.0
 """How long an idle connection is kept: the config service closes its own after 5 s, and we must be first."""
@@ -47,25 +49,30 @@ class BaseAddress:
         return URL.build(scheme=self._scheme, authority=self._authority, path=path, encoded=True)
 
 
-def failure_of(error: aiohttp.ClientError | OSError) -> UpstreamFailure:
-    """Return the failure that an error of aiohttp's is."""
+def failure_of(error: aiohttp.ClientError | OSError, refusal: str | None = None) -> UpstreamFailure:
+    """Return the failure that an error of aiohttp's is.
+
+    `refusal`: why the upstream broke the newest connection off, where it said so; TLS 1.3 does after the handshake.
+    """
     match error:
         case aiohttp.ConnectionTimeoutError():
-            return UpstreamFailure(
-                FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
-            )
+            kind, detail = FailureKind.CONNECT_TIMEOUT, "no connection to the config service could be made in time"
+        case aiohttp.ClientSSLError():
+            kind, detail = FailureKind.TLS_ERROR, trouble(error.os_error)
+        case aiohttp.ClientConnectorError(os_error=ConnectionResetError()):
+            kind = FailureKind.CONNECT_ERROR
+            detail = "the config service broke the TLS handshake off: it wants another certificate, or is going away"
         case aiohttp.ClientConnectorError():
-            return UpstreamFailure(FailureKind.CONNECT_ERROR, "no connection to the config service")
+            kind, detail = FailureKind.CONNECT_ERROR, "no connection to the config service"
         case aiohttp.ClientResponseError():
-            return UpstreamFailure(FailureKind.GARBAGE, "the config service answered with broken HTTP")
+            kind, detail = FailureKind.GARBAGE, "the config service answered with broken HTTP"
         case _ if isinstance(error.__cause__, ContentEncodingError):
-            return UpstreamFailure(
-                FailureKind.GARBAGE, "the config service's answer is compressed, and cannot be decompressed"
-            )
+            kind = FailureKind.GARBAGE
+            detail = "the config service's answer is compressed, and cannot be decompressed"
         case _:
-            return UpstreamFailure(
-                FailureKind.RESET, "the connection to the config service broke before its answer was whole"
-            )
+            kind = FailureKind.RESET
+            detail = refusal or "the connection to the config service broke before its answer was whole"
+    return UpstreamFailure(kind, detail)
 
 
 class Response(NamedTuple):
@@ -79,8 +86,11 @@ class Response(NamedTuple):
 class UpstreamClient:
     """Calls to the config service: bounded answers, no redirects, no cookies, no proxies from the environment."""
 
-    def __init__(self, base_url: str, *, connect_timeout: float, max_response: int) -> None:
+    def __init__(
+        self, base_url: str, *, connect_timeout: float, max_response: int, access: Access | None = None
+    ) -> None:
         self._base = BaseAddress(base_url)
+        self._access = access or Access()
         self._max_response = max_response
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),  # the bulkhead is the limit
@@ -99,30 +109,59 @@ class UpstreamClient:
         """Close all connections."""
         await self._session.close()
 
-    async def post(self, path: str, body: bytes, *, if_none_match: str | None = None) -> Response:
-        """Post JSON and return a 200, or a 304 if `if_none_match` was given; raises `UpstreamFailure` for all else."""
+    async def post(
+        self, path: str, body: bytes, *, if_none_match: str | None = None, authorization: str | None = None
+    ) -> Response:
+        """Post JSON and return a 200, or a 304 if `if_none_match` was given; raises `UpstreamFailure` for all else.
+
+        `authorization`: whose call it is; None: the sidecar's own.
+        """
         headers = {"Content-Type": "application/json"}
         if if_none_match is not None:
             headers["If-None-Match"] = if_none_match
         accepted = {200} if if_none_match is None else {200, 304}
-        return await self.call("POST", path, headers=headers, body=body, accepted=accepted)
+        return await self.call("POST", path, headers=headers, body=body, accepted=accepted, authorization=authorization)
 
     async def get(
-        self, path: str, *, headers: Mapping[str, str] | None = None, accepted: Collection[int] = (200,)
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        accepted: Collection[int] = (200,),
+        authorization: str | None = None,
     ) -> Response:
         """Get a path, which is sent as it is; raises `UpstreamFailure` for any status but those accepted."""
-        return await self.call("GET", path, headers=headers or {}, body=None, accepted=accepted)
+        return await self.call(
+            "GET", path, headers=headers or {}, body=None, accepted=accepted, authorization=authorization
+        )
 
     async def call(
-        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None, accepted: Collection[int]
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        accepted: Collection[int],
+        authorization: str | None = None,
     ) -> Response:
         """Make one call; raises `UpstreamFailure` for any status but those accepted, and for what is no answer."""
         data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
         if (request_id := current_request_id.get()) is not None:  # of who began a fetch that others share
             headers = {**headers, "X-Request-Id": request_id}
+        is_own = authorization is None
+        if is_own:
+            authorization = self._access.authorization
+        if authorization is not None:
+            headers = {**headers, "Authorization": authorization}
         try:
             async with self._session.request(
-                method, self._base.at(path), data=data, headers=headers, allow_redirects=False
+                method,
+                self._base.at(path),
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                **self._access.connection,
             ) as response:
                 if response.status == 304 and 304 in accepted:
                     return Response(304, response.headers, b"")
@@ -133,9 +172,11 @@ class UpstreamClient:
             aiohttp.ClientPayloadError,
             OSError,
         ) as error:
-            raise failure_of(error) from error
+            raise failure_of(error, self._access.handshake_error) from error
         if response.status in accepted:
             return Response(response.status, response.headers, content)
+        if is_own and response.status == 401:
+            self._access.refused()
         raise _failure(response, content)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:

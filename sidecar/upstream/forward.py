@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from sidecar.core.errors import FailureKind, UpstreamFailure
 from sidecar.core.hop_by_hop import SAFE_METHODS, is_sound, values_of
 from sidecar.service.forwarding import ForwardRequest
+from sidecar.upstream.access import Access
 from sidecar.upstream.client import IDLE_SECONDS, BaseAddress, SoundRequest, failure_of
 
 MAX_HEAD_LINE = 65_536
@@ -62,8 +63,13 @@ class Forwarder:
     closes idle ones) is sent once more. All others go out on a connection of their own, once.
     """
 
-    def __init__(self, base_url: str, *, connect_timeout: float) -> None:
+    def __init__(
+        self, base_url: str, *, connect_timeout: float, access: Access | None = None, adds_token: bool = False
+    ) -> None:
+        """`adds_token`: whether a request without an Authorization of its own gets the sidecar's."""
         self._base = BaseAddress(base_url)
+        self._access = access or Access()
+        self._adds_token = adds_token
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         # The proxy's bulkhead is the limit.
         self._kept = self._session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS), _trace())
@@ -116,14 +122,23 @@ class Forwarder:
     async def _ask(
         self, session: aiohttp.ClientSession, request: ForwardRequest, **options: Any
     ) -> aiohttp.ClientResponse:
-        return await session.request(
+        headers = request.headers
+        token = self._access.authorization if self._adds_token else None
+        is_ours = token is not None and not values_of(headers, "authorization")
+        if token is not None and is_ours:
+            headers = [*headers, ("Authorization", token)]
+        response = await session.request(
             request.method,
             self._base.at(request.target),
-            headers=request.headers,
+            headers=headers,
             data=request.body,
             allow_redirects=False,
+            **self._access.connection,
             **options,
         )
+        if is_ours and response.status == 401:
+            self._access.refused()
+        return response
 
 
 def _seen(lost: "asyncio.Future[None]") -> None:

@@ -38,8 +38,11 @@ class Attempt(Protocol[K_contra, V]):
         """Its name in telemetry."""
         ...
 
-    async def fetch(self, key: K_contra, known: V | None) -> V:
-        """Bring the document; returns `known` itself after a 304. Raises `UpstreamFailure`."""
+    async def fetch(self, key: K_contra, known: V | None, authorization: str | None) -> V:
+        """Bring the document; returns `known` itself after a 304. Raises `UpstreamFailure`.
+
+        `authorization`: in whose name; None: in the sidecar's own.
+        """
         ...
 
 
@@ -233,11 +236,12 @@ class GuardedSource(Generic[K, V]):
         """Its name in telemetry."""
         return self._attempt.endpoint
 
-    async def fetch(self, key: K, known: V | None, deadline_at: float) -> Confirmation[V]:
+    async def fetch(
+        self, key: K, known: V | None, deadline_at: float, authorization: str | None = None
+    ) -> Confirmation[V]:
         """Bring the key's document before `deadline_at`; raises the last attempt's `UpstreamFailure`."""
-        return await self._guard.call(
-            self._attempt.endpoint, partial(self._attempt.fetch, key, known), deadline_at, known=known
-        )
+        attempt = partial(self._attempt.fetch, key, known, authorization)
+        return await self._guard.call(self._attempt.endpoint, attempt, deadline_at, known=known)
 
 
 def _too_late() -> UpstreamFailure:

@@ -35,7 +35,14 @@ class GeneratePromptService:
         self.has_room = guard.has_room
 
     async def generate(
-        self, user_id: int, node_name: str, context: Mapping[str, Any], deadline_at: float, *, shadow: bool = False
+        self,
+        user_id: int,
+        node_name: str,
+        context: Mapping[str, Any],
+        deadline_at: float,
+        *,
+        shadow: bool = False,
+        authorization: str | None = None,
     ) -> Generated:
         """Have the service render, before `deadline_at`; raises `UpstreamFailure`."""
         try:
@@ -44,18 +51,20 @@ class GeneratePromptService:
             raise UpstreamFailure(
                 FailureKind.REFUSED, "the request's context is nested too deeply to be passed on", status=422
             ) from error
-        attempt = partial(self._ask, body)
+        attempt = partial(self._ask, body, authorization)
         return (await self._guard.call(ENDPOINT, attempt, deadline_at, once=shadow)).document
 
-    async def prompt_data(self, user_id: int, node_name: str, deadline_at: float) -> Answer:
+    async def prompt_data(
+        self, user_id: int, node_name: str, deadline_at: float, authorization: str | None = None
+    ) -> Answer:
         """Bring a node's static parts as they are, whatever we think of them; raises `UpstreamFailure`."""
         body = encode({"user_id": user_id, "node_name": node_name})
-        attempt = partial(self._client.post, PROMPT_DATA, body)
+        attempt = partial(self._client.post, PROMPT_DATA, body, authorization=authorization)
         response = (await self._guard.call(PromptDataSource.endpoint, attempt, deadline_at)).document
         return Answer(response.status, response.body, response.headers.get("Content-Type", "application/json"))
 
-    async def _ask(self, body: bytes) -> Generated:
-        response = await self._client.post(PATH, body)
+    async def _ask(self, body: bytes, authorization: str | None) -> Generated:
+        response = await self._client.post(PATH, body, authorization=authorization)
         payload = decoded(_decoder, response.body)
         if not payload.prompt:
             raise bad("an empty prompt")

@@ -35,10 +35,12 @@ class PlaceholdersSource:
         self._client = client
         self._exists = exists
 
-    async def fetch(self, key: SettingsKey, known: UserSettings | None) -> UserSettings:
+    async def fetch(
+        self, key: SettingsKey, known: UserSettings | None, authorization: str | None = None
+    ) -> UserSettings:
         """Bring the user's settings; raises `UpstreamFailure`."""
         try:
-            response = await self._client.get(PATH.format(key.user_id))
+            response = await self._client.get(PATH.format(key.user_id), authorization=authorization)
         except UpstreamFailure as failure:
             if self._exists is not None and may_be_no_endpoint(failure):
                 await self._exists()

@@ -59,13 +59,14 @@ class PromptDataSource:
         self._autoescape = autoescape
         self._undefined = undefined
 
-    async def fetch(self, key: PromptKey, known: Document | None) -> Document:
+    async def fetch(self, key: PromptKey, known: Document | None, authorization: str | None = None) -> Document:
         """Bring the document, or confirm the known one by its ETag; raises `UpstreamFailure`."""
         try:
             response = await self._client.post(
                 PATH,
                 encode({"user_id": key.user_id, "node_name": key.node_name}),
                 if_none_match=known.etag if known else None,
+                authorization=authorization,
             )
         except UpstreamFailure as failure:
             if self._exists is not None and may_be_no_endpoint(failure) and not await self._exists():

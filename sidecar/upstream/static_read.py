@@ -24,9 +24,11 @@ class StaticReadSource:
     def __init__(self, client: UpstreamClient) -> None:
         self._client = client
 
-    async def fetch(self, key: RouteKey, known: StaticAnswer | None) -> StaticAnswer:
+    async def fetch(self, key: RouteKey, known: StaticAnswer | None, authorization: str | None = None) -> StaticAnswer:
         """Bring the answer; raises `UpstreamFailure`, also for a page of whoever answers in the service's place."""
-        response = await self._client.get(key.target, headers={"Host": key.host}, accepted=ACCEPTED)
+        response = await self._client.get(
+            key.target, headers={"Host": key.host}, accepted=ACCEPTED, authorization=authorization
+        )
         # aiohttp's names are of a kind of str of its own, which no record can hold.
         headers = [(str(name), value) for name, value in end_to_end(response.headers.items()) if _is_kept(name, value)]
         answer = StaticAnswer(response.status, tuple(headers), response.body)

@@ -227,7 +227,8 @@ ENTRIES = [
 ] + [
     Entry.of(StaticAnswer(200, (("Content-Type", "text/plain"),), b"x" * 2000), 1.0, 0.0, Policy()),
 ]
-KEYS = st.integers(0, 7).map(key_of)
+TAG = "7f3a" * 8
+KEYS = st.integers(0, 7).map(key_of) | st.sampled_from([key_of(1)._replace(credential=TAG), SettingsKey(1, TAG)])
 STEPS = st.one_of(
     st.tuples(st.just("set"), KEYS, st.sampled_from(ENTRIES), st.none() | st.floats(0, 100)),
     st.tuples(st.just("delete"), KEYS),
@@ -286,6 +287,10 @@ async def test_whatever_happens_the_bounds_hold_and_what_is_there_is_what_was_la
         pytest.param(
             SettingsKey(1), Entry.of(UserSettings({"b": "2", "a": "1"}), 5.5, 0.3, Policy(), 2), id="settings"
         ),
+        pytest.param(KEY._replace(credential=TAG), entry(), id="a credential's document"),
+        pytest.param(
+            SettingsKey(1, TAG), Entry.of(UserSettings({"a": "1"}), 5.5, 0.3, Policy(), 2), id="a credential's settings"
+        ),
         pytest.param(
             ("h", "/t", None), Entry.of(StaticAnswer(404, (("A", "b"),), b"x"), 5.5, 0.3, Policy()), id="an answer"
         ),
@@ -339,6 +344,10 @@ async def test_the_text_of_a_key_counts() -> None:
     before = cache.bytes
     await cache.set(PromptKey(1, "x" * 10_000), entry())
     assert cache.bytes > before + 10_000
+    for key in (PromptKey(1, "explain", "x" * 10_001), SettingsKey(1, "x" * 10_002)):
+        before = cache.bytes
+        await cache.set(key, entry())
+        assert cache.bytes > before + 10_000
     before = cache.bytes
     answer = Entry.of(StaticAnswer(200, (), b""), 0.0, 0.0, Policy())
     await cache.set(("host", "/" * 10_000, None), answer)

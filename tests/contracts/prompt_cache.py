@@ -12,7 +12,12 @@ from tests.fakes import document
 from tests.harness import ManualClock
 
 KEY = PromptKey(1, "explain")
-NEIGHBOURS = (PromptKey(12, "explain"), PromptKey(1, "explain_more"), PromptKey(2, "explain"))
+NEIGHBOURS = (
+    PromptKey(12, "explain"),
+    PromptKey(1, "explain_more"),
+    PromptKey(2, "explain"),
+    KEY._replace(credential="7f3a"),
+)
 
 
 def entry(source: str = "Explain {{ topic }} in {{ style }}.", **settings: str) -> Entry[Document]:
@@ -44,7 +49,7 @@ class PromptCacheContract:
 
     async def test_what_is_kept_is_there_for_no_other_key(self, cache: Any) -> None:
         await cache.set(KEY, entry(), 60)
-        assert [cache.peek(key) for key in NEIGHBOURS] == [None, None, None]
+        assert [cache.peek(key) for key in NEIGHBOURS] == [None] * 4
 
     async def test_the_last_one_kept_counts(self, cache: Any) -> None:
         await cache.set(KEY, entry(), 60)
@@ -87,7 +92,7 @@ class PromptCacheContract:
     # Many keys
 
     async def test_many_are_kept_and_got_in_the_order_asked(self, cache: Any) -> None:
-        entries = [entry(style=f"style {n}") for n in range(3)]
+        entries = [entry(style=f"style {n}") for n in range(len(NEIGHBOURS))]
         assert await cache.multi_set([*zip(NEIGHBOURS, entries, strict=True)], ttl=60)
         asked = [NEIGHBOURS[2], KEY, NEIGHBOURS[0]]
         assert await cache.multi_get(asked) == [entries[2], None, entries[0]]
@@ -95,13 +100,13 @@ class PromptCacheContract:
     async def test_many_that_are_kept_together_end_together(self, cache: Any, clock: ManualClock) -> None:
         await cache.multi_set([(key, entry()) for key in NEIGHBOURS], ttl=60)
         clock.advance(61)
-        assert await cache.multi_get(NEIGHBOURS) == [None, None, None]
+        assert await cache.multi_get(NEIGHBOURS) == [None] * 4
 
     async def test_clearing_forgets_all(self, cache: Any) -> None:
         for key in (KEY, *NEIGHBOURS):
             await cache.set(key, entry(), 60)
         assert await cache.clear()
-        assert await cache.multi_get([KEY, *NEIGHBOURS]) == [None] * 4
+        assert await cache.multi_get([KEY, *NEIGHBOURS]) == [None] * 5
 
     async def test_any_number_may_ask_at_once(self, cache: Any) -> None:
         keys = [PromptKey(user, "explain") for user in range(1, 101)]

@@ -18,6 +18,7 @@ K, V = FailureKind, Verdict
 ROWS = {
     K.CONNECT_ERROR: (True, V.FAILURE, True, False, 503),
     K.CONNECT_TIMEOUT: (True, V.FAILURE, True, False, 504),
+    K.TLS_ERROR: (True, V.FAILURE, True, False, 503),
     K.READ_TIMEOUT: (True, V.FAILURE, True, False, 504),
     K.RESET: (True, V.FAILURE, True, False, 503),
     K.SERVER_ERROR: (True, V.FAILURE, True, False, 503),

@@ -62,7 +62,7 @@ def status(**parts: Any) -> Status:
         warnings=[],
         at=NOW,
         started_at=ago(7200),
-        upstream=Upstream("http://u", "auto", "prompt-data", 60.0, "closed", NOW, None, None, None),
+        upstream=Upstream("http://u", "auto", "prompt-data", 60.0, "closed", NOW, None, None, None, None, None),
         circuits=[Circuit("upstream", "closed", ago(7200), None, [])],
         not_admitted={},
         rollout={},
@@ -77,7 +77,17 @@ def status(**parts: Any) -> Status:
 
 
 FAILS = Upstream(
-    "http://u", "auto", None, None, "closed", ago(70), ago(60), LastError("read_timeout", ago(1)), "prompt-data"
+    "http://u",
+    "auto",
+    None,
+    None,
+    "closed",
+    ago(70),
+    ago(60),
+    LastError("read_timeout", ago(1)),
+    "prompt-data",
+    None,
+    None,
 )
 STORE = Store("file", None, None, None, 1, 1, 0)
 

@@ -14,6 +14,7 @@ from sidecar.core.units import (
     Choice,
     Either,
     FilePath,
+    HostName,
     Kind,
     ListenAddress,
     Names,
@@ -81,6 +82,9 @@ READ = [
     (BaseUrl(), "http://config.svc.cluster.local.:80/", "http://config.svc.cluster.local.:80"),
     (BaseUrl(), "http://gateway/prompt-config/v1/", "http://gateway/prompt-config/v1"),
     (BaseUrl(), "http://[::1]:8002", "http://[::1]:8002"),
+    (HostName(), "Config.Internal", "config.internal"),
+    (HostName(), "10.0.0.1", "10.0.0.1"),
+    (HostName(), "::1", "::1"),
     (BaseUrl(), "http://compose_service:8002", "http://compose_service:8002"),
     (BARE_PERCENT, "20%", 0.2),
     (BARE_PERCENT, "12.5%", 0.125),
@@ -170,6 +174,10 @@ REFUSED = [
     ),
     *((LISTEN, text) for text in ("a..b:80", "-a:80", "a-:80", "a b:80", "user@a:80", f"{'a' * 64}:80", "a:80/")),
     *((LISTEN, text) for text in (f"{'a.' * 127}a:80", "http://a:80", "a:-1", "a:\uff18\uff10")),
+    *(
+        (HostName(), text)
+        for text in ("", "http://config", "config:8002", "[::1]", "-a", "a b", "a/b", "1.2", "a" * 254)
+    ),
     *((BaseUrl(), text) for text in ("", "config", "ftp://config", "http://", "http:///path", "http://config:0")),
     *((BaseUrl(), text) for text in ("http://config:65536", "http://config:port", "http://user:pass@config")),
     *((BaseUrl(), text) for text in ("http://config?a=1", "http://config#a", "http://config/a b", "http://config\n")),

@@ -15,15 +15,14 @@ import yaml
 from sidecar.app import installed_version
 from sidecar.config_file import load
 from sidecar.core.units import Address, size
-from sidecar.settings import Settings
+from sidecar.settings import Settings, StoreKind, TlsSettings
 from tests import needs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "deploy/kubernetes/examples"
 COMPONENTS = ROOT / "deploy/kubernetes/components"
-OVERLAYS = ["sidecar", "plain", "redis"]
-CHECKED = ["sidecar", "plain"]
-"""Whose settings are read here; those of `redis` need a store that is not built in."""
+NATIVE = ["sidecar", "redis", "upstream-tls"]
+OVERLAYS = [*NATIVE, "plain"]
 NATIVE_SINCE = ["1.29.0", "1.33.0", "1.37.0"]
 ANY_VERSION = ["1.25.0", *NATIVE_SINCE]
 MEASURED_MIB = 128 + 2 * 12
@@ -70,7 +69,7 @@ def environ(overlay: str) -> dict[str, str]:
     return {each["name"]: each["value"] for each in sidecar(overlay).get("env", [])}
 
 
-@pytest.fixture(params=CHECKED)
+@pytest.fixture(params=OVERLAYS)
 def checked(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Settings]:
     """Return an overlay and the settings that its sidecar runs with."""
     overlay: str = request.param
@@ -84,7 +83,7 @@ def checked(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Settin
 
 @pytest.mark.parametrize(
     ("overlay", "version"),
-    [(overlay, version) for overlay in ("sidecar", "redis") for version in NATIVE_SINCE]
+    [(overlay, version) for overlay in NATIVE for version in NATIVE_SINCE]
     + [("plain", version) for version in ANY_VERSION],
 )
 def test_every_manifest_fits_the_schemas_of_the_cluster(overlay: str, version: str) -> None:
@@ -117,7 +116,7 @@ def test_the_pod_monitor_finds_the_pods_and_their_port() -> None:
 # The order of things
 
 
-@pytest.mark.parametrize("overlay", ["sidecar", "redis"])
+@pytest.mark.parametrize("overlay", NATIVE)
 def test_a_native_sidecar_is_the_first_to_start_and_ready_before_all_others(overlay: str) -> None:
     first = pod(overlay)["initContainers"][0]
     assert first["name"] == "prompt-sidecar"
@@ -184,10 +183,10 @@ def test_the_pod_is_restricted(overlay: str) -> None:
     assert kinds <= {"configMap", "secret", "emptyDir"}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_only_the_store_can_be_written(overlay: str) -> None:
+def test_only_the_store_can_be_written(checked: tuple[str, Settings]) -> None:
+    overlay, read = checked
     writable = [each["name"] for each in sidecar(overlay)["volumeMounts"] if not each.get("readOnly")]
-    assert writable == ["prompt-sidecar-store"]
+    assert writable == (["prompt-sidecar-store"] if read.store.kind is StoreKind.FILE else [])
     assert not any("subPath" in each for each in sidecar(overlay)["volumeMounts"])  # those are never replaced
 
 
@@ -198,6 +197,13 @@ def test_secrets_are_files_and_in_no_variable(overlay: str) -> None:
     assert not [each for each in container.get("env", []) if "valueFrom" in each]
     for each in built(overlay):
         assert each["kind"] != "Secret"  # a secret in a repository is none
+
+
+def test_what_the_upstream_wants_is_a_secret_of_its_own_that_may_be_replaced() -> None:
+    (volume,) = [each for each in pod("upstream-tls")["volumes"] if each["name"] == "prompt-sidecar-upstream"]
+    assert volume["secret"] == {"secretName": "prompt-sidecar-upstream", "defaultMode": 0o444}
+    others = [each for each in pod("upstream-tls")["containers"] if each["name"] != "prompt-sidecar"]
+    assert "prompt-sidecar-upstream" not in json.dumps(others)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -232,6 +238,7 @@ def test_the_settings_can_be_used(checked: tuple[str, Settings]) -> None:
     overlay, read = checked
     assert read.ops.listen == Address("0.0.0.0", sidecar(overlay)["ports"][0]["containerPort"])
     assert read.listen.is_loopback
+    assert (read.upstream.tls != TlsSettings()) == read.upstream.url.startswith("https://")
     annotations = one(overlay, "Deployment")["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(read.ops.listen.port)
 
@@ -254,8 +261,10 @@ def test_every_path_that_is_mounted_is_used_and_every_path_that_is_used_is_mount
     checked: tuple[str, Settings],
 ) -> None:
     overlay, read = checked
-    used = {Path(sidecar(overlay)["args"][-1]), read.store.path, read.ops.admin_token_file}
-    used |= {read.upstream.templates_file} - {None}
+    upstream, redis = read.upstream, read.store.redis
+    used = {Path(sidecar(overlay)["args"][-1]), read.ops.admin_token_file, upstream.templates_file}
+    used |= {upstream.token_file, upstream.tls.ca_file, upstream.tls.cert_file, upstream.tls.key_file}
+    used.add(read.store.path if read.store.kind is StoreKind.FILE else redis.password_file)
     assert {each.parent for each in used if each} == set(mounts(overlay).values())
     volumes = {each["name"]: each for each in pod(overlay)["volumes"]}
     assert mounts(overlay).keys() == volumes.keys()
@@ -267,6 +276,9 @@ def test_every_path_that_is_mounted_is_used_and_every_path_that_is_used_is_mount
 
 def test_the_volume_holds_twice_what_the_store_may_take(checked: tuple[str, Settings]) -> None:
     overlay, read = checked
+    if read.store.kind is not StoreKind.FILE:
+        assert not [each for each in pod(overlay)["volumes"] if "emptyDir" in each]
+        return
     (volume,) = [each["emptyDir"] for each in pod(overlay)["volumes"] if "emptyDir" in each]
     assert mebibytes(volume["sizeLimit"]) * 2**20 >= 2 * read.store.max_bytes
     assert mebibytes(sidecar(overlay)["resources"]["limits"]["ephemeral-storage"]) > mebibytes(volume["sizeLimit"])

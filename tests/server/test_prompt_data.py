@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from sidecar.core.cache_status import Forward, Provenance
+from sidecar.core.credential import NOBODY, Credential
 from sidecar.core.decision import NO_DIRECTIVES, Directives
 from sidecar.core.errors import Answer, PromptError
 from sidecar.core.model import Document
@@ -52,9 +53,17 @@ class Manager:
         return self.here
 
     async def get_prompt_data(
-        self, user_id: int, node_name: str, *, directives: Directives, began_at: float, rules: object
+        self,
+        user_id: int,
+        node_name: str,
+        *,
+        directives: Directives,
+        began_at: float,
+        rules: object,
+        credential: Credential,
     ) -> Ready | Answer:
         assert rules is self.rules  # those in force when the request came
+        assert credential is NOBODY
         self.asked.append((user_id, node_name, directives, began_at))
         if isinstance(self.ends, PromptError):
             raise self.ends

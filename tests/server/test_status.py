@@ -127,6 +127,8 @@ async def test_at_the_start_it_says_what_it_is_and_that_nothing_is_wrong() -> No
                 "failing_since": None,
                 "last_error": None,
                 "last_error_endpoint": None,
+                "tls": None,
+                "token": None,
             },
             "not_admitted": {},
             "rollout": {"percent": "100%", "nodes": "*", "exclude": "[]", "on_upstream_failure": "fail"},

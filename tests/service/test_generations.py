@@ -329,23 +329,23 @@ async def test_where_the_document_cannot_be_had_there_is_none() -> None:
 
 async def test_settings_age_for_all_nodes_at_once() -> None:
     world = TodaysWorld(KEPT)
-    assert world.todays.is_aging(wanted(), KEPT)
+    assert world.todays.is_aging(wanted(), terms())
     await world.ask()
-    assert not world.todays.is_aging(wanted("quiz"), KEPT)
+    assert not world.todays.is_aging(wanted("quiz"), terms())
     await asyncio.sleep(500)
-    assert world.todays.is_aging(wanted("quiz"), KEPT)
+    assert world.todays.is_aging(wanted("quiz"), terms())
 
 
 async def test_prompt_data_comes_by_user_and_node_and_says_what_it_requires() -> None:
     world = World(KEPT)
     world.source.serves = document(required=["topic"], ttl=300)
     parts = FromPromptData(world.resources, world.nodes.confirm)
-    assert parts.is_aging(wanted(), KEPT)
+    assert parts.is_aging(wanted(), terms())
     ready = await parts.document(wanted(), terms())
     assert ready.required == {"topic"}
     assert ready.fresh_for == 100
     assert world.nodes.label("explain") == "explain"
-    assert not parts.is_aging(wanted(), KEPT)
+    assert not parts.is_aging(wanted(), terms())
     await parts.document(wanted("quiz"), terms())
     await parts.document(wanted(user=2), terms())
     assert world.fetches == 3

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sidecar.cache.memory import MemoryCache
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
+    CertificateSeen,
     Crashed,
     Event,
     FetchFailed,
@@ -28,6 +29,7 @@ from sidecar.core.events import (
     RequestOutcome,
     RolledBack,
     TemplatesLoaded,
+    UpstreamFilesRead,
     Written,
 )
 from sidecar.telemetry.dispatch import Dispatcher
@@ -129,6 +131,13 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         "error",
         "templates_not_loaded",
         {"error": MISTAKE, "nodes_in_force": 11},
+    ),
+    "new certificates": (UpstreamFilesRead("tls", None), "info", "upstream_files_read", {"what": "tls"}),
+    "a mistake in the token": (
+        UpstreamFilesRead("token", "upstream.token_file: /t is empty"),
+        "error",
+        "upstream_files_not_read",
+        {"what": "token", "error": "upstream.token_file: /t is empty"},
     ),
     "a match": (ParityChecked("explain", "match"), "debug", "parity_checked", {"node": "explain", "result": "match"}),
     "a comparison that failed": (
@@ -285,6 +294,17 @@ def test_one_generation_is_in_use_at_a_time(told: Told) -> None:
 def test_the_template_file_is_well_or_not(told: Told) -> None:
     for error, value in ((None, 1), (MISTAKE, 0), (MISTAKE, 0), (None, 1)):
         assert told.tell(TemplatesLoaded(11, error)).value("templates_file_ok") == value
+
+
+def test_the_files_of_the_upstream_are_well_or_not(told: Told) -> None:
+    for error, value in ((None, 1), ("broken", 0), ("broken", 0), (None, 1)):
+        assert told.tell(UpstreamFilesRead("tls", error)).value("upstream_files_ok", what="tls") == value
+
+
+def test_the_end_of_a_certificate_is_told(told: Told) -> None:
+    for at in (1.8e9, 1.9e9):
+        told.tell(CertificateSeen("server", at))
+        assert told.value("upstream_certificate_expiry_timestamp_seconds", whose="server") == at
 
 
 def test_where_there_is_no_template_file_there_is_no_mistake_in_it(told: Told) -> None:

@@ -59,7 +59,7 @@ class Scripted:
         self.known: list[Document | None] = []
         self.out = self.peak = 0
 
-    async def fetch(self, key: PromptKey, known: Document | None) -> Document:
+    async def fetch(self, key: PromptKey, known: Document | None, _authorization: str | None) -> Document:
         assert isinstance(key, PromptKey)
         takes, ends = self.steps[min(len(self.began), len(self.steps) - 1)]
         self.began.append(loop_time())
@@ -545,7 +545,7 @@ async def test_an_attempt_that_breaks_in_a_way_nobody_foresaw_leaves_nothing_beh
     class Broken:
         endpoint = "prompt-data"
 
-        async def fetch(self, key: PromptKey, known: Document | None) -> Document:
+        async def fetch(self, key: PromptKey, known: Document | None, _authorization: str | None) -> Document:
             raise ZeroDivisionError(key, known)
 
     world = World(HANG, in_flight=1)

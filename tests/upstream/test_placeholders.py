@@ -26,8 +26,10 @@ class Answering:
     def __init__(self, response: Response | UpstreamFailure) -> None:
         self.response = response
         self.asked: list[str] = []
+        self.names: list[str | None] = []
 
-    async def get(self, path: str) -> Response:
+    async def get(self, path: str, *, authorization: str | None) -> Response:
+        self.names.append(authorization)
         self.asked.append(path)
         if isinstance(self.response, UpstreamFailure):
             raise self.response
@@ -89,6 +91,13 @@ async def test_one_call_asks_for_all_settings_of_a_user(user: int, path: str) ->
     client = Answering(Response(200, {}, body_of({})))
     await source_of(client).fetch(SettingsKey(user), None)
     assert client.asked == [path]
+
+
+async def test_they_are_asked_for_in_the_name_of_who_asks() -> None:
+    client = Answering(Response(200, {}, body_of({})))
+    await source_of(client).fetch(KEY, None, "Bearer a")
+    await source_of(client).fetch(KEY, None, None)
+    assert client.names == ["Bearer a", None]
 
 
 async def test_a_setting_is_its_value() -> None:

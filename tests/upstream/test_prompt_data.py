@@ -31,8 +31,12 @@ class Answering:
     def __init__(self, response: Response | UpstreamFailure) -> None:
         self.response = response
         self.asked: list[tuple[str, Any, str | None]] = []
+        self.names: list[str | None] = []
 
-    async def post(self, path: str, body: bytes, *, if_none_match: str | None = None) -> Response:
+    async def post(
+        self, path: str, body: bytes, *, if_none_match: str | None = None, authorization: str | None = None
+    ) -> Response:
+        self.names.append(authorization)
         self.asked.append((path, json.loads(body), if_none_match))
         if isinstance(self.response, UpstreamFailure):
             raise self.response
@@ -66,6 +70,13 @@ async def test_a_user_and_a_node_are_asked_for() -> None:
     client = Answering(Response(200, {}, body_of()))
     await source_of(client).fetch(KEY, None)
     assert client.asked == [("/api/v1/prompt-data", {"user_id": 7, "node_name": "explain"}, None)]
+
+
+async def test_they_are_asked_for_in_the_name_of_who_asks() -> None:
+    client = Answering(Response(200, {}, body_of()))
+    await source_of(client).fetch(KEY, None, "Bearer a")
+    await source_of(client).fetch(KEY, None, None)
+    assert client.names == ["Bearer a", None]
 
 
 async def test_an_answer_becomes_a_document() -> None:

@@ -1,0 +1,35 @@
+"""A secret in a file, as Kubernetes, Docker and systemd hand it over; it is never said again."""
+
+from pathlib import Path
+
+LARGEST = 64 * 1024
+"""Bytes: a chain of certificates takes some KiB, and a device or a log is no secret."""
+
+
+class SecretFileError(ValueError):
+    """A file cannot be used as what it should be; says where and why, and nothing of what is in it."""
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file; raises `SecretFileError`, also where that is nothing."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise SecretFileError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > LARGEST:
+        raise SecretFileError(f"{path} is larger than {LARGEST} bytes")
+    if not content.strip():
+        raise SecretFileError(f"{path} is empty")
+    return content
+
+
+def read_secret(path: Path) -> str:
+    """Return the one line in a file; a newline at its end is none of it. Raises `SecretFileError`."""
+    try:
+        text = read_file(path).decode("utf-8").strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise SecretFileError(f"{path} is not UTF-8 text") from error
+    if len(text.splitlines()) > 1:
+        raise SecretFileError(f"{path} has more than one line")
+    return text
