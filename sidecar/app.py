@@ -169,7 +169,7 @@ async def _forwarder(core: Core) -> AsyncIterator[Forwarder]:
 def _servers(answers: Answers, settings: Settings, observer: Observer) -> tuple[LeavingServer, LeavingServer]:
     """Return the servers of LearnFlow's listener and of the ops listener, each behind its door."""
     names = _names(settings, settings.listen.host, urlsplit(settings.upstream.url).hostname or "")
-    door = Door(traced(answers.learnflow), names=names, observer=observer)
+    door = traced(Door(answers.learnflow, names=names, observer=observer))
     ops_door = Door(answers.ops, names=_names(settings, settings.ops.listen.host), observer=observer)
     limits = settings.limits
     connections = ConnectionLimits(limits.max_connections, limits.head_timeout, limits.keep_alive, limits.write_timeout)

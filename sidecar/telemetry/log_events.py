@@ -36,6 +36,15 @@ EVENTS: Mapping[str, Told] = {
         "The settings have mistakes, the old ones stay in force.",
         "Correct what is named; see reload-failed.",
     ),
+    "upstream_files_read": Told(
+        "info", ("what",), "A certificate, key or token for the service was changed and is in use.", NOTHING
+    ),
+    "upstream_files_not_read": Told(
+        "error",
+        ("what", "error"),
+        "A certificate, key or token for the service was changed and cannot be used; the old one stays.",
+        "Correct the file; the old one ends with its own date.",
+    ),
     "listening_beyond_loopback": Told(
         "warning",
         ("listen",),

@@ -138,7 +138,7 @@ async def test_the_lines_of_a_trace_have_its_ids(log: StringIO) -> None:
 
 def request(*lines: str) -> bytes:
     body = b'{"user_id": 1, "node_name": "explain", "context": {"topic": "tides"}}'
-    first = ("POST /api/v1/generate-prompt HTTP/1.1", "Host: x", f"Content-Length: {len(body)}")
+    first = ("POST /api/v1/generate-prompt HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}")
     return "\r\n".join([*first, *lines, "", ""]).encode() + body
 
 
