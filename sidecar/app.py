@@ -21,10 +21,11 @@ from sidecar.server.listener import Handler, Routes, make_server
 from sidecar.server.ops import ops_routes
 from sidecar.server.prompt_data import PromptData
 from sidecar.server.proxy import Proxy
-from sidecar.server.traced import traced
+from sidecar.server.traced import Recorded, traced
 from sidecar.server.warm_calls import warm_routes
 from sidecar.service.generations import Generation
 from sidecar.service.ports import Clock, Observer
+from sidecar.service.trace import NO_TRACER
 from sidecar.service.write_watch import WriteWatch
 from sidecar.settings import Address, Settings
 from sidecar.start_warm import begin_warm_up, warm_up_rule
@@ -66,7 +67,7 @@ async def running(
     """
     ready, inherited = False, sockets or {}
     log: structlog.stdlib.BoundLogger = structlog.get_logger()
-    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(settings) as forwarder:
+    async with open_core(settings, clock=clock, wall=wall, rng=rng) as core, _forwarder(core) as forwarder:
         reload = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, core.adopt, core.observer)
         ops = ops_routes(
             ready=lambda: ready,
@@ -113,7 +114,7 @@ async def running(
     log.info("stopped")
 
 
-def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Routes:
+def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, clock: Clock) -> Handler:
     """Return what LearnFlow and its bot are answered by."""
     proxy_settings = settings.proxy
     reader = Reader(
@@ -142,13 +143,17 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     )
     parts = PromptData(core.manager, reader, proxy, clock=clock, deadline=settings.deadline)
     elsewhere = Elsewhere(lambda: (core.routes, core.settings.deadline), core.reads, proxy, clock=clock)
-    table = {("POST", generate_prompt.PATH): traced(prompts), ("POST", prompt_data.PATH): traced(parts)}
-    return Routes(table, elsewhere)
+    paths = generate_prompt.PATH, prompt_data.PATH
+    routes: Handler = Routes({("POST", paths[0]): prompts, ("POST", paths[1]): parts}, elsewhere)
+    if core.traces.tracer is not NO_TRACER:
+        routes = Recorded(routes, core.traces.tracer, paths=paths, host=settings.listen.host, port=settings.listen.port)
+    return traced(routes)
 
 
 @asynccontextmanager
-async def _forwarder(settings: Settings) -> AsyncIterator[Forwarder]:
-    forwarder = Forwarder(settings.upstream.url, connect_timeout=settings.upstream.connect_timeout)
+async def _forwarder(core: Core) -> AsyncIterator[Forwarder]:
+    upstream = core.settings.upstream
+    forwarder = Forwarder(upstream.url, connect_timeout=upstream.connect_timeout, tracer=core.traces.tracer)
     try:
         yield forwarder
     finally:

@@ -35,6 +35,8 @@ from sidecar.stores import StartError, open_seal, open_store
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
+from sidecar.traces import Traces, open_traces
+from sidecar.upstream.attempt_spans import AttemptSpans, server_attributes
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
@@ -79,6 +81,7 @@ class Core:
     background: Background
     breaker: Breaker
     observer: Observer
+    traces: Traces
     settings: Settings
     """What is in force."""
     routes: RouteTable[Policy]
@@ -117,9 +120,11 @@ async def open_core(
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream, retry = settings.render, settings.upstream, settings.retry
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
+    boot, seal = secrets.token_bytes(8), open_seal(settings)
+    traces = open_traces(settings.tracing, version=installed_version(), instance=boot.hex(), clock=clock, wall=wall)
+    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall, traces=traces.are_sent)
     metrics.settings_loaded(time.time())
-    observer = dispatcher(metrics.handlers(), LogListener().handlers())
+    observer = dispatcher(metrics.handlers(), LogListener().handlers(), traces.handlers)
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -132,7 +137,6 @@ async def open_core(
         clock=clock,
     )
     template_file = _template_file(settings, templates, observer)
-    boot, seal = secrets.token_bytes(8), open_seal(settings)
     store, group = await open_store(settings, boot, clock=clock, rng=rng, observer=observer)
     metrics.has_store(store)
     cache = TieredCache(
@@ -144,10 +148,18 @@ async def open_core(
         clock=clock,
         wall=wall,
         observer=observer,
+        tracer=traces.tracer,
     )
-    client = UpstreamClient(upstream.url, connect_timeout=upstream.connect_timeout, max_response=upstream.max_response)
+    client = UpstreamClient(
+        upstream.url,
+        connect_timeout=upstream.connect_timeout,
+        max_response=upstream.max_response,
+        tracer=traces.tracer,
+    )
     breaker = _breaker(settings, clock, observer)
-    guard = _guard(settings, breaker, clock, rng, observer)
+    guard = _guard(
+        settings, breaker, clock, rng, observer, spans=AttemptSpans(traces.tracer, server_attributes(upstream.url))
+    )
     selection = Selection(
         None if upstream.api is UpstreamApi.AUTO else Generation(upstream.api.value),
         otherwise=Generation.PLACEHOLDERS if template_file else Generation.PASSTHROUGH,
@@ -178,6 +190,7 @@ async def open_core(
         "rng": rng,
         "background": background,
         "observer": observer,
+        "tracer": traces.tracer,
     }
     single = PromptDataSource(
         client, templates, autoescape=render.autoescape, undefined=render.undefined, exists=exists
@@ -245,6 +258,7 @@ async def open_core(
         background=background,
         breaker=breaker,
         observer=observer,
+        traces=traces,
         settings=settings,
         routes=_routes(settings),
     )
@@ -252,12 +266,7 @@ async def open_core(
     try:
         yield core
     finally:
-        await background.drain(settings.deadline)
-        if store is not None:
-            await store.close()
-        if group is not None:
-            await group.close()
-        await client.close()
+        await _end(core, client)
 
 
 def _warm_jobs(
@@ -286,6 +295,7 @@ def _warm_jobs(
 async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng) -> None:
     """Begin what goes on behind the requests."""
     selection, templates = core.selection, core.templates
+    core.traces.begin(core.background, core.observer)
     selection.begin()
     await _remember_generation(selection, core.tiers, documents)
     interval = core.settings.upstream.detect_interval
@@ -293,6 +303,17 @@ async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng
     core.background.keep(core.warm_jobs.work(), name="warm-up")
     if templates is not None:
         core.background.keep(watch(templates.path, templates.reload, since=templates.read_as), name="watch-templates")
+
+
+async def _end(core: Core, client: UpstreamClient) -> None:
+    """Let what goes on behind the requests end, then let go."""
+    await core.background.drain(core.settings.deadline)
+    if core.store is not None:
+        await core.store.close()
+    if core.group is not None:
+        await core.group.close()
+    await client.close()
+    await core.traces.close()
 
 
 async def _remember_generation(
@@ -322,7 +343,9 @@ def _breaker(settings: Settings, clock: Clock, observer: Observer) -> Breaker:
     )
 
 
-def _guard(settings: Settings, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer) -> Guard:
+def _guard(
+    settings: Settings, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer, *, spans: AttemptSpans
+) -> Guard:
     upstream, retry = settings.upstream, settings.retry
     return Guard(
         breaker=breaker,
@@ -334,6 +357,7 @@ def _guard(settings: Settings, breaker: Breaker, clock: Clock, rng: Rng, observe
         rng=rng,
         observer=observer,
         max_quiet=settings.breaker.reset_timeout,
+        spans=spans,
     )
 
 

@@ -31,6 +31,7 @@ from sidecar.settings import (
     ShadowSettings,
     StoreKind,
     StoreSettings,
+    TracingSettings,
     UpstreamApi,
     UpstreamSettings,
     WarmUpSettings,
@@ -137,6 +138,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         limits=LimitSettings(max_body=4 * MIB, max_header=16 * KIB, max_headers=100),
         log=LogSettings(level=LogLevel.INFO, format=LogFormat.AUTO),
         metrics=MetricsSettings(max_nodes=100),
+        tracing=TracingSettings(endpoint=None, sample_ratio=0.1, max_queue=2048, timeout=2.0),
     )
 
 

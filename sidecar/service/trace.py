@@ -1,29 +1,108 @@
-"""Which trace a request belongs to, as far as its headers say; listeners may ask."""
+"""Which trace the work at hand belongs to, and the port to who records it; without one, it is only passed on."""
 
-import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from enum import StrEnum
+from typing import NamedTuple, Protocol
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,64}")
-"""What identifiers are made of; anything else may be anything, and is not repeated."""
+from sidecar.core.trace_context import Trace
+
+current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
+"""Where the work at hand is; None: nobody said, and nobody records it. A task begins with that of whoever began it."""
+current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
+"""What the client calls the request being answered."""
 
 
-class Trace(NamedTuple):
-    """`kind`: trace_id or request_id."""
+class Example(NamedTuple):
+    """How a request can be found again; `kind`: trace_id or request_id."""
 
     kind: str
     id: str
 
 
-current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
-"""That of the request being answered; None where its headers named none."""
+def example() -> Example | None:
+    """Return the trace of the request being answered if somebody records it, else the request's own id, else None."""
+    trace = current_trace.get()
+    if trace is not None and trace.is_sampled:
+        return Example("trace_id", trace.trace_id)
+    request_id = current_request_id.get()
+    return None if request_id is None else Example("request_id", request_id)
 
 
-def trace_of(traceparent: str | None, request_id: str | None) -> Trace | None:
-    """Return the trace id (W3C Trace Context §3.2), else the request's own id, else None."""
-    if traceparent is not None and (found := _TRACEPARENT.fullmatch(traceparent)):
-        return Trace("trace_id", found[1])
-    if request_id is not None and _REQUEST_ID.fullmatch(request_id):
-        return Trace("request_id", request_id)
-    return None
+def trace_headers() -> dict[str, str]:
+    """Return what tells the upstream which trace a call belongs to."""
+    trace = current_trace.get()
+    if trace is None or trace.detached:
+        return {}
+    state = {"tracestate": trace.tracestate} if trace.tracestate else {}
+    return {"traceparent": trace.traceparent, **state}
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Begin tasks that nobody waits for: they are traces of their own, linked to the one that led to them."""
+    trace = current_trace.get()
+    if trace is None:
+        yield
+        return
+    token = current_trace.set(trace._replace(detached=True))
+    try:
+        yield
+    finally:
+        current_trace.reset(token)
+
+
+Attributes = Mapping[str, str | int | float | bool]
+"""By OpenTelemetry's semantic conventions where they have a name for it; never content, settings or a user."""
+
+
+class SpanKind(StrEnum):
+    """What a span is to those on either side of it."""
+
+    INTERNAL = "internal"
+    SERVER = "server"
+    CLIENT = "client"
+
+
+class Span(Protocol):
+    """A piece of work that is recorded while it lasts."""
+
+    def set(self, attributes: Attributes) -> None:
+        """Add what is known of it by now."""
+        ...
+
+    def fail(self, error_type: str) -> None:
+        """Say that it ends by an error, in a word of a closed set."""
+        ...
+
+
+class Tracer(Protocol):
+    """Who records spans."""
+
+    def span(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[Span | None]:
+        """Return what lasts as long as the work; gives None where it is not recorded.
+
+        An exception that leaves it fails the span, unless it has failed already.
+        """
+        ...
+
+    def note(self, attributes: Attributes) -> None:
+        """Add to the span at hand, if there is one, what is known of it by now."""
+        ...
+
+
+class NoTracer:
+    """Records nothing, and costs next to nothing."""
+
+    _none = nullcontext(None)
+
+    def span(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[None]:  # noqa: ARG002 — its interface
+        """Return what does nothing."""
+        return self._none
+
+    def note(self, attributes: Attributes) -> None:
+        """Do nothing."""
+
+
+NO_TRACER = NoTracer()

@@ -10,6 +10,7 @@ import structlog
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
     BreakerChanged,
+    CollectorChanged,
     Crashed,
     Evicted,
     FetchFailed,
@@ -114,6 +115,7 @@ class LogListener:
             Reloaded: self._reloaded,
             RecordDropped: lambda e: log.warning("record_dropped", reason=e.reason),
             StoreChanged: self._store_changed,
+            CollectorChanged: self._collector_changed,
             Invalidated: self._invalidated,
             WarmUpEnded: self._warm_up_ended,
             RenderedEmpty: self._rendered_empty,
@@ -184,6 +186,12 @@ class LogListener:
             self._log.info("store_recovered")
         else:
             self._log.error("store_degraded", error=event.error)
+
+    def _collector_changed(self, event: CollectorChanged) -> None:
+        if event.error is None:
+            self._log.info("traces_sent_again", lost_spans=event.lost)
+        else:
+            self._log.warning("traces_not_sent", error=event.error)
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._log.debug("upstream_called", **event._asdict())

@@ -31,6 +31,7 @@ from sidecar.core.events import (
     RequestOutcome,
     Retried,
     RolledBack,
+    SpansEnded,
     StoreChanged,
     StoreLookup,
     TemplatesLoaded,
@@ -49,6 +50,7 @@ PROXY_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 25.0)
 ANSWERED = frozenset({"ok", "not_modified", FailureKind.GONE.value, FailureKind.REFUSED.value})
 """Results of calls that the upstream answered, if only with a 4xx."""
 PARITY_RESULTS = ("match", "mismatch", "outdated", "failed", "skipped")
+SPAN_RESULTS = ("exported", "queue_full", "refused", "unsent")
 BREAKER_STATES = ("closed", "open", "half-open")
 
 
@@ -163,7 +165,9 @@ class Metrics:
         cache: CacheStats,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        traces: bool = False,
     ) -> None:
+        """`traces`: whether spans are sent, so that what becomes of them is shown."""
         self.registry = registry = CollectorRegistry()
         self._exposition = Exposition(registry)
         self._wall = wall
@@ -280,6 +284,14 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self._spans = Counter(
+            "prompt_sidecar_spans_total",
+            "Spans of traces by what became of them. Anything but `exported` is lost: see the log for the collector.",
+            ("result",),
+            registry=registry if traces else None,
+        )
+        for result in SPAN_RESULTS:
+            self._spans.labels(result)
         self._crashes = Counter(
             "prompt_sidecar_crashes_total",
             "Requests and background tasks that ended by an error that nobody foresaw; the log's `crashed` says where.",
@@ -362,6 +374,7 @@ class Metrics:
             Proxied: self._passed_on,
             Reloaded: self._reloaded,
             StoreLookup: lambda event: self._cache_collector.lookups.update({(event.tier, event.result): 1}),
+            SpansEnded: lambda event: self._spans.labels(event.result).inc(event.spans),
             StoreChanged: lambda event: self._store_ok.set(event.error is None),
             Crashed: lambda _: self._crashes.inc(),
             RecordDropped: lambda event: self._records_dropped.labels(event.reason).inc(),

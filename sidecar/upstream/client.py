@@ -11,6 +11,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
+from sidecar.service.trace import NO_TRACER, Tracer, trace_headers
 
 IDLE_SECONDS = 3.0
 """How long an idle connection is kept: the config service closes its own after 5 s, and we must be first."""
@@ -78,8 +79,9 @@ class Response(NamedTuple):
 class UpstreamClient:
     """Calls to the config service: bounded answers, no redirects, no cookies, no proxies from the environment."""
 
-    def __init__(self, base_url: str, *, connect_timeout: float, max_response: int) -> None:
+    def __init__(self, base_url: str, *, connect_timeout: float, max_response: int, tracer: Tracer = NO_TRACER) -> None:
         self._base = BaseAddress(base_url)
+        self._tracer = tracer
         self._max_response = max_response
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),  # the bulkhead is the limit
@@ -115,8 +117,9 @@ class UpstreamClient:
         data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
         try:
             async with self._session.request(
-                method, self._base.at(path), data=data, headers=headers, allow_redirects=False
+                method, self._base.at(path), data=data, headers={**headers, **trace_headers()}, allow_redirects=False
             ) as response:
+                self._tracer.note({"http.response.status_code": response.status})
                 if response.status == 304 and 304 in accepted:
                     return Response(304, response.headers, b"")
                 content = await self._read(response)

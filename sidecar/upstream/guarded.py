@@ -12,6 +12,7 @@ from sidecar.core.events import Retried, UpstreamAttempt
 from sidecar.core.model import Kept, Key
 from sidecar.core.retry import RetryBudget, RetryRule, Rng, next_delay
 from sidecar.service.ports import Clock, Observer
+from sidecar.upstream.attempt_spans import AttemptSpans
 from sidecar.upstream.breaker import Breaker
 
 NOT_ASKED = frozenset({FailureKind.CIRCUIT_OPEN, FailureKind.DEADLINE})
@@ -83,6 +84,7 @@ class Guard:
         rng: Rng,
         observer: Observer,
         max_quiet: float,
+        spans: AttemptSpans | None = None,
     ) -> None:
         self._breaker = breaker
         self._bulkhead = bulkhead
@@ -93,6 +95,7 @@ class Guard:
         self._rng = rng
         self._observe = observer
         self._max_quiet = max_quiet
+        self._spans = spans or AttemptSpans()
         self._quiet_until = -math.inf
         self._proven = False
 
@@ -131,7 +134,9 @@ class Guard:
         while True:
             attempts += 1
             try:
-                return await self._once(endpoint, attempt, deadline_at, known, patience, counts=not once)
+                return await self._once(
+                    endpoint, attempt, deadline_at, known, patience, counts=not once, resend_count=attempts - 1
+                )
             except UpstreamFailure as failure:
                 if last is not None and failure.kind in NOT_ASKED:
                     raise last from None
@@ -162,6 +167,7 @@ class Guard:
         per_try_timeout: float,
         *,
         counts: bool,
+        resend_count: int,
     ) -> Confirmation[T]:
         async with self._slot(deadline_at):
             remaining = deadline_at - self._clock()
@@ -172,7 +178,7 @@ class Guard:
                 raise UpstreamFailure(
                     FailureKind.CIRCUIT_OPEN, "the config service asked to be left alone (429)", retry_after=quiet_for
                 )
-            with self._breaker.permit() as permit:
+            with self._breaker.permit() as permit, self._spans.of(endpoint, resend_count):
                 sent_at = self._clock()
                 patience = min(per_try_timeout, remaining)
                 result = "crashed"

@@ -22,7 +22,8 @@ from sidecar.core.events import (
     Retried,
     UpstreamAttempt,
 )
-from sidecar.service.trace import Trace, current_trace
+from sidecar.core.trace_context import Trace
+from sidecar.service.trace import current_trace
 from sidecar.telemetry.dispatch import dispatcher
 from sidecar.telemetry.metrics import Metrics
 from tests.fakes import World, answered, loop_time
@@ -328,7 +329,7 @@ def test_without_a_store_nothing_is_said_of_one(scraped: Scraped) -> None:
 
 
 def test_a_traced_request_is_the_example_of_its_bucket(scraped: Scraped) -> None:
-    token = current_trace.set(Trace("trace_id", "4bf92f3577b34da6a3ce929d0e0e4736"))
+    token = current_trace.set(Trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
     scraped.wall = 1234.5
     scraped.tell(RequestOutcome("explain", Outcome.MISS, 0.3, 0.0, 0.0, None, 200))
     current_trace.reset(token)
