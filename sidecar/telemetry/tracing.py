@@ -56,14 +56,13 @@ class Tracing:
         sample_ratio: float,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
-        random_bits: Callable[[int], int] | None = None,
     ) -> None:
         """`send`: takes each span when it has ended; `sample_ratio`: of the traces that begin here, 0 to 1."""
         self._send = send
         self._bound = round(sample_ratio * 2**RANDOM_BITS)
         self._clock = clock
         self._wall = wall
-        self._random_bits = random_bits or random.Random().getrandbits  # noqa: S311 — ids, not secrets
+        self._random_bits = random.Random().getrandbits  # noqa: S311 — ids, not secrets
         self._open: ContextVar[Recorded | None] = ContextVar("open_span", default=None)
 
     def span(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[Recorded | None]:

@@ -10,7 +10,17 @@ from typing import Any
 from sidecar.core.policy import Policy
 from sidecar.settings import StoreKind, StoreSettings, TracingSettings
 from tests.collector import Collector, collector
-from tests.harness import PATH, Exchange, RawUpstream, Sidecar, prompt_data, quick_settings, raw_upstream, sidecar_with
+from tests.harness import (
+    PATH,
+    Exchange,
+    Play,
+    RawUpstream,
+    Sidecar,
+    prompt_data,
+    quick_settings,
+    raw_upstream,
+    sidecar_with,
+)
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -36,15 +46,17 @@ def told(upstream: RawUpstream, header: str = "traceparent") -> list[str]:
 
 @asynccontextmanager
 async def traced(
-    received: Collector, upstream: RawUpstream, ratio: float = 0.0, **sections: Any
-) -> AsyncIterator[Sidecar]:
-    tracing = TracingSettings(endpoint=received.url, sample_ratio=ratio)
-    async with sidecar_with(quick_settings(upstream.url, tracing=tracing, **sections)) as sidecar:
-        yield sidecar
+    plays: Play, ratio: float = 0.0, **sections: Any
+) -> AsyncIterator[tuple[Collector, RawUpstream, Sidecar]]:
+    """Run a sidecar between two; when it has ended, the collector has all that there is."""
+    async with collector() as received, raw_upstream(plays) as upstream:
+        tracing = TracingSettings(endpoint=received.url, sample_ratio=ratio)
+        async with sidecar_with(quick_settings(upstream.url, tracing=tracing, **sections)) as sidecar:
+            yield received, upstream, sidecar
 
 
 async def test_a_miss_is_one_trace_from_learnflow_to_the_config_service() -> None:
-    async with collector() as received, raw_upstream(answers) as upstream, traced(received, upstream) as sidecar:
+    async with traced(answers) as (received, upstream, sidecar):
         answered = await sidecar.ask(headers={"traceparent": TRACEPARENT, "tracestate": "vendor=1"})
     request, fetch, attempt = received.one(REQUEST), received.one("fetch prompt-data"), received.one(ATTEMPT)
     render = received.one("render")
@@ -86,7 +98,7 @@ async def test_a_miss_is_one_trace_from_learnflow_to_the_config_service() -> Non
 
 
 async def test_each_attempt_is_a_span_and_a_failure_says_what_failed() -> None:
-    async with collector() as received, raw_upstream(answers) as upstream, traced(received, upstream) as sidecar:
+    async with traced(answers) as (received, upstream, sidecar):
         answered = await sidecar.ask(node="down", headers={"traceparent": TRACEPARENT})
     assert answered.status == 503
     attempts = received.named(ATTEMPT)
@@ -103,7 +115,7 @@ async def test_each_attempt_is_a_span_and_a_failure_says_what_failed() -> None:
 
 
 async def test_a_hit_asks_nobody_and_a_422_is_no_failure_of_ours() -> None:
-    async with collector() as received, raw_upstream(answers) as upstream, traced(received, upstream) as sidecar:
+    async with traced(answers) as (received, _, sidecar):
         await sidecar.ask()
         await sidecar.ask(headers={"traceparent": TRACEPARENT})
         await sidecar.ask(context={}, headers={"traceparent": TRACEPARENT})
@@ -116,10 +128,9 @@ async def test_a_hit_asks_nobody_and_a_422_is_no_failure_of_ours() -> None:
 
 
 async def test_a_store_that_is_waited_for_is_a_span(tmp_path: Path) -> None:
-    async with collector() as received, raw_upstream(answers) as upstream:
-        store = StoreSettings(kind=StoreKind.FILE, path=tmp_path / "cache.db")
-        async with traced(received, upstream, store=store) as sidecar:
-            await sidecar.ask(headers={"traceparent": TRACEPARENT})
+    store = StoreSettings(kind=StoreKind.FILE, path=tmp_path / "cache.db")
+    async with traced(answers, store=store) as (received, _, sidecar):
+        await sidecar.ask(headers={"traceparent": TRACEPARENT})
     look = received.one("store get")
     assert look.parent_id == received.one(REQUEST).span_id
     assert look.attributes == {"db.system.name": "sqlite", "db.operation.name": "get"}
@@ -127,11 +138,10 @@ async def test_a_store_that_is_waited_for_is_a_span(tmp_path: Path) -> None:
 
 async def test_a_revalidation_behind_an_answer_is_a_trace_of_its_own_with_a_link_to_it() -> None:
     policy = Policy(ttl=0, stale_while_revalidate=100, stale_if_error=100, network_timeout=0.15)
-    async with collector() as received, raw_upstream(answers) as upstream:
-        async with traced(received, upstream, policy=policy) as sidecar:
-            await sidecar.ask()
-            await sidecar.ask(headers={"traceparent": TRACEPARENT})
-            await sidecar.settle()
+    async with traced(answers, policy=policy) as (received, upstream, sidecar):
+        await sidecar.ask()
+        await sidecar.ask(headers={"traceparent": TRACEPARENT})
+        await sidecar.settle()
     request, fetch, attempt = received.one(REQUEST), received.one("fetch prompt-data"), received.one(ATTEMPT)
     assert request.trace_id == TRACE != fetch.trace_id == attempt.trace_id
     assert (fetch.parent_id, fetch.links) == ("", [(TRACE, request.span_id)])
@@ -147,15 +157,14 @@ async def test_of_a_fetch_for_several_the_first_ones_trace_goes_on() -> None:
         await exchange.answer(prompt_data())
 
     other = f"00-{TRACE[::-1]}-{PARENT}-01"
-    async with collector() as received, raw_upstream(slowly) as upstream:
-        async with traced(received, upstream, deadline=10.0) as sidecar:
-            first = asyncio.create_task(sidecar.ask(headers={"traceparent": TRACEPARENT}))
-            await arrived.wait()
-            second = asyncio.create_task(sidecar.ask(headers={"traceparent": other}))
-            while "coalesced_requests_total 1.0" not in await sidecar.metrics():
-                pass
-            go_on.set()
-            await asyncio.gather(first, second)
+    async with traced(slowly, deadline=10.0) as (received, _, sidecar):
+        first = asyncio.create_task(sidecar.ask(headers={"traceparent": TRACEPARENT}))
+        await arrived.wait()
+        second = asyncio.create_task(sidecar.ask(headers={"traceparent": other}))
+        while "coalesced_requests_total 1.0" not in await sidecar.metrics():
+            pass
+        go_on.set()
+        await asyncio.gather(first, second)
     assert received.one(ATTEMPT).trace_id == TRACE
     assert sorted(span.trace_id for span in received.named(REQUEST)) == sorted([TRACE, TRACE[::-1]])
     collapsed = [
@@ -166,7 +175,7 @@ async def test_of_a_fetch_for_several_the_first_ones_trace_goes_on() -> None:
 
 async def test_what_is_passed_through_is_in_the_trace_without_its_path() -> None:
     path = "/api/v1/users/739184650273/reset"
-    async with collector() as received, raw_upstream(answers) as upstream, traced(received, upstream) as sidecar:
+    async with traced(answers) as (received, upstream, sidecar):
         headers = {"traceparent": TRACEPARENT, "tracestate": "vendor=1", "baggage": "a=b"}
         answered = await sidecar.send(b"{}", headers, path=path)
     assert answered.status == 200
@@ -179,19 +188,17 @@ async def test_what_is_passed_through_is_in_the_trace_without_its_path() -> None
 
 
 async def test_what_the_client_does_not_sample_is_not_recorded_and_passed_on_as_it_came() -> None:
-    async with collector() as received, raw_upstream(answers) as upstream:
-        async with traced(received, upstream, ratio=1.0) as sidecar:
-            await sidecar.ask(headers={"traceparent": UNSAMPLED})
-            await sidecar.send(b"{}", {"traceparent": UNSAMPLED}, path="/api/v1/users/1/reset")
+    async with traced(answers, ratio=1.0) as (received, upstream, sidecar):
+        await sidecar.ask(headers={"traceparent": UNSAMPLED})
+        await sidecar.send(b"{}", {"traceparent": UNSAMPLED}, path="/api/v1/users/1/reset")
     assert received.spans == []
     assert told(upstream) == [UNSAMPLED, UNSAMPLED]
 
 
 async def test_a_request_without_a_trace_or_with_a_broken_one_begins_one() -> None:
-    async with collector() as received, raw_upstream(answers) as upstream:
-        async with traced(received, upstream, ratio=1.0) as sidecar:
-            await sidecar.ask(1)
-            await sidecar.ask(2, headers={"traceparent": TRACEPARENT.upper(), "tracestate": "vendor=1"})
+    async with traced(answers, ratio=1.0) as (received, upstream, sidecar):
+        await sidecar.ask(1)
+        await sidecar.ask(2, headers={"traceparent": TRACEPARENT.upper(), "tracestate": "vendor=1"})
     requests = received.named(REQUEST)
     assert len({span.trace_id for span in requests}) == 2
     assert all(span.parent_id == "" for span in requests)
