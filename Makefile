@@ -42,7 +42,7 @@ unit: $(VENV)/.dev ## Run the tests with branch coverage.
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 	$(BIN)/coverage report --include='sidecar/core/*' --fail-under=100
 
-bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler, and measure what an entry takes in memory.
+bench: $(VENV)/.dev ## Compare a fresh hit, with telemetry and without, with a bare aiohttp handler; measure an entry's memory.
 	$(BIN)/python -m benchmarks.fresh_hit
 	$(BIN)/python -m benchmarks.memory
 

@@ -508,16 +508,23 @@ class MetricsSettings:
     )
 
 
+def _has_extra() -> bool:
+    try:
+        return all(map(find_spec, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")))
+    except ModuleNotFoundError:  # of what they lie in
+        return False
+
+
 class CollectorUrl(BaseUrl):
     """An URL to send spans to, where what sends them is installed."""
 
-    allowed = f"{BaseUrl.allowed}, with the extra: pip install 'prompt-sidecar[otel]'"
+    allowed = f"{BaseUrl.allowed}, where the extra is installed: pip install 'prompt-sidecar[otel]'"
 
     def parse(self, text: str) -> str:
         """Check the URL; one without a path is that of a collector, which takes traces at /v1/traces."""
         url = super().parse(text)
-        if find_spec("opentelemetry.sdk") is None:
-            raise ValueError("null, as the extra is not installed: pip install 'prompt-sidecar[otel]'")
+        if not _has_extra():
+            raise ValueError(self.allowed)
         return url if "/" in url.partition("://")[2] else f"{url}/v1/traces"
 
 

@@ -52,15 +52,15 @@ class Recorded:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        method = method_label(request.method)
-        path = without_query(request.raw_path)
-        known = path in self._paths
-        name = "HTTP" if method == "other" else method
-        with self._tracer.span(f"{name} {path}" if known else name, kind=SpanKind.SERVER) as span:
+        with self._tracer.span("HTTP", kind=SpanKind.SERVER) as span:
             if span is None:
                 return await self._handler(request)
+            method = method_label(request.method)
+            path = without_query(request.raw_path)
+            span.name = "HTTP" if method == "other" else method
             span.set({"http.request.method": "_OTHER" if method == "other" else method, **self._server})
-            if known:
+            if path in self._paths:
+                span.name = f"{span.name} {path}"
                 span.set({"http.route": path, "url.path": path})
             response = await self._handler(request)
             _note(span, response)

@@ -68,6 +68,8 @@ class SpanKind(StrEnum):
 class Span(Protocol):
     """A piece of work that is recorded while it lasts."""
 
+    name: str
+
     def set(self, attributes: Attributes) -> None:
         """Add what is known of it by now."""
         ...

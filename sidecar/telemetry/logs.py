@@ -191,7 +191,7 @@ class LogListener:
         if event.error is None:
             self._log.info("traces_sent_again", lost_spans=event.lost)
         else:
-            self._log.warning("traces_not_sent", error=event.error)
+            self._log.warning("traces_not_sent", error=event.error, lost_spans=event.lost)
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         self._log.debug("upstream_called", **event._asdict())

@@ -1,25 +1,24 @@
 """Ended spans to a collector, by OTLP over HTTP. The only module that imports OpenTelemetry (extra `otel`).
 
-Instead of the SDK's own batch processor, because that encodes hundreds of spans at a time in a thread, which takes the
-interpreter's lock from the event loop, drops spans without a word, and at the end blocks until its thread has given up.
+Instead of the SDK's tracer and batch processor: they cost five times as much for each span (measured), encode hundreds
+at a time in a thread, which takes the interpreter's lock from the event loop, drop spans without a word, and at the end
+block until the thread has given up.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 
 import aiohttp
 from google.protobuf.message import DecodeError
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, TraceFlags
-from opentelemetry.trace import SpanKind as OtelKind
-from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status, TracesData
+from opentelemetry.sdk.resources import OTELResourceDetector
 
 from sidecar.core.events import CollectorChanged, SpansEnded
 from sidecar.service.ports import Observer
@@ -28,8 +27,8 @@ from sidecar.telemetry.tracing import Recorded
 
 BATCH = 256
 """Spans in one message."""
-ENCODED_AT_ONCE = 8
-"""Spans encoded before others have their turn: each takes about a tenth of a millisecond."""
+ENCODED_AT_ONCE = 16
+"""Spans encoded before others have their turn: each takes about 20 µs."""
 INTERVAL = 1.0
 """Seconds that a span waits for others at most."""
 LONGEST_PAUSE = 30.0
@@ -41,10 +40,14 @@ MOST_ANSWER = 65_536
 """Bytes of an answer that are read."""
 SCOPE = "prompt-sidecar"
 
-_KINDS = {
-    SpanKind.INTERNAL: OtelKind.INTERNAL,
-    SpanKind.SERVER: OtelKind.SERVER,
-    SpanKind.CLIENT: OtelKind.CLIENT,
+SAMPLED = 1
+MOST_ATTRIBUTES = 4096
+"""Attributes that are remembered as encoded: some 100 bytes each."""
+
+KINDS = {
+    SpanKind.INTERNAL: Span.SPAN_KIND_INTERNAL,
+    SpanKind.SERVER: Span.SPAN_KIND_SERVER,
+    SpanKind.CLIENT: Span.SPAN_KIND_CLIENT,
 }
 
 
@@ -63,9 +66,8 @@ class OtlpSender:
         self._max_queue = max_queue
         self._timeout = timeout
         self._interval = interval
-        own = {"service.name": SCOPE, "service.version": version, "service.instance.id": instance}
-        self._resource = Resource(own).merge(OTELResourceDetector().detect())  # what the operator says counts
-        self._scope = InstrumentationScope(SCOPE, version)
+        self._resource = _resource(version, instance)
+        self._scope = InstrumentationScope(name=SCOPE, version=version)
         self._queue: deque[Recorded] = deque()
         self._is_full = asyncio.Event()
         self._error: str | None = None
@@ -168,31 +170,55 @@ async def _encoded(spans: Sequence[Recorded], resource: Resource, scope: Instrum
     """Return one message; parts of it, put after each other, are the whole (Protocol Buffers, "Merging")."""
     parts = []
     for at in range(0, len(spans), ENCODED_AT_ONCE):
-        readable = [_readable(span, resource, scope) for span in spans[at : at + ENCODED_AT_ONCE]]
-        parts.append(encode_spans(readable).SerializeToString())
+        scoped = ScopeSpans(scope=scope, spans=map(_encode, spans[at : at + ENCODED_AT_ONCE]))
+        parts.append(
+            TracesData(resource_spans=[ResourceSpans(resource=resource, scope_spans=[scoped])]).SerializeToString()
+        )
         await asyncio.sleep(0)
     return b"".join(parts)
 
 
-def _readable(span: Recorded, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-    return ReadableSpan(
-        span.name,
-        context=_context(span.trace_id, span.span_id),
-        parent=None if span.parent_id is None else _context(span.trace_id, span.parent_id),
-        resource=resource,
-        attributes=span.attributes,
-        links=[] if span.link is None else [Link(_context(span.link.trace_id, span.link.span_id))],
-        kind=_KINDS[span.kind],
-        status=Status(StatusCode.ERROR if span.is_failed else StatusCode.UNSET),
-        start_time=_nanoseconds(span.began_at),
-        end_time=_nanoseconds(span.ended_at),
-        instrumentation_scope=scope,
+def _encode(span: Recorded) -> Span:
+    encoded = Span(
+        trace_id=bytes.fromhex(span.trace_id),
+        span_id=bytes.fromhex(span.span_id),
+        parent_span_id=bytes.fromhex(span.parent_id or ""),
+        flags=SAMPLED,
+        name=span.name,
+        kind=KINDS[span.kind],
+        start_time_unix_nano=round(span.began_at * 1e9),
+        end_time_unix_nano=round(span.ended_at * 1e9),
+        attributes=[
+            _number(name, value) if isinstance(value, float) else _attribute(name, value)
+            for name, value in span.attributes.items()
+        ],
     )
+    if span.is_failed:
+        encoded.status.code = Status.STATUS_CODE_ERROR
+    if span.link is not None:
+        ids = bytes.fromhex(span.link.trace_id), bytes.fromhex(span.link.span_id)
+        encoded.links.append(Span.Link(trace_id=ids[0], span_id=ids[1], flags=SAMPLED))
+    return encoded
 
 
-def _context(trace_id: str, span_id: str) -> SpanContext:
-    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=TraceFlags(1))
+def _number(name: str, value: float) -> KeyValue:
+    return KeyValue(key=name, value=AnyValue(double_value=value))
 
 
-def _nanoseconds(seconds: float) -> int:
-    return round(seconds * 1e9)
+@lru_cache(maxsize=MOST_ATTRIBUTES, typed=True)
+def _attribute(name: str, value: str | int) -> KeyValue:
+    """Return an attribute; most are the same from span to span, and making them is most of an encoding's cost."""
+    match value:
+        case bool():
+            return KeyValue(key=name, value=AnyValue(bool_value=value))
+        case int():
+            return KeyValue(key=name, value=AnyValue(int_value=value))
+        case _:
+            return KeyValue(key=name, value=AnyValue(string_value=value))
+
+
+def _resource(version: str, instance: str) -> Resource:
+    """Say who sends; what the operator says in OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME counts."""
+    own = {"service.name": SCOPE, "service.version": version, "service.instance.id": instance}
+    said = {name: str(value) for name, value in OTELResourceDetector().detect().attributes.items()}
+    return Resource(attributes=[_attribute(name, value) for name, value in (own | said).items()])

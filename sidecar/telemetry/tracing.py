@@ -75,7 +75,7 @@ class Tracing:
             trace_id = self._new_id(128)
             is_sampled = (trace_id & (2**RANDOM_BITS - 1)) < self._bound
             trace = Trace(f"00-{trace_id:032x}-{self._new_id(64):016x}-0{int(is_sampled)}")
-            return self._recorded(name, kind, trace, None, None) if is_sampled else _within(trace)
+            return self._recorded(name, kind, trace, None, None) if is_sampled else _Unsampled(trace)
         if not above.is_sampled:
             return PASSED_BY
         trace_id = self._new_id(128) if above.detached else int(above.trace_id, 16)
@@ -152,11 +152,16 @@ class Tracing:
             self._send(span)
 
 
-@contextmanager
-def _within(trace: Trace) -> Iterator[None]:
-    """Let what is not recorded be one trace all the same, so that nothing below decides again."""
-    token = current_trace.set(trace)
-    try:
-        yield None
-    finally:
-        current_trace.reset(token)
+class _Unsampled(AbstractContextManager[None]):
+    """Lets what is not recorded be one trace all the same, so that nothing below decides again."""
+
+    __slots__ = ("_token", "_trace")
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def __enter__(self) -> None:
+        self._token = current_trace.set(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        current_trace.reset(self._token)

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sidecar.cache.memory import MemoryCache
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
+    CollectorChanged,
     Crashed,
     Event,
     FetchFailed,
@@ -180,6 +181,18 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         "error",
         "settings_not_reloaded",
         {"problems": ["deadline: '4' is not allowed", "x: is no known key"]},
+    ),
+    "a collector in trouble": (
+        CollectorChanged("status 404", 7),
+        "warning",
+        "traces_not_sent",
+        {"error": "status 404", "lost_spans": 7},
+    ),
+    "a collector that takes traces again": (
+        CollectorChanged(None, 7),
+        "info",
+        "traces_sent_again",
+        {"lost_spans": 7},
     ),
     "a request passed on": (
         Proxied("GET", "2xx", 0.25),
