@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from sidecar.settings import StoreKind, StoreSettings, TracingSettings
 from tests.collector import Collector, collector
 from tests.harness import (
     PATH,
+    QUICK_LIMIT,
     Exchange,
     Play,
     RawUpstream,
@@ -32,6 +34,8 @@ ATTEMPT = "POST /api/v1/prompt-data"
 async def answers(exchange: Exchange) -> None:
     if b"/api/v1/users/" in exchange.head:
         await exchange.answer({"ok": True})
+    elif b"/batch" in exchange.head:
+        await exchange.answer({"detail": "Not Found"}, status=404)
     elif exchange.node == "down":
         await exchange.answer(status=500)
     else:
@@ -231,3 +235,32 @@ async def test_without_a_collector_what_goes_on_behind_an_answer_is_of_nobodys_t
         await sidecar.settle()
         assert len(upstream.requests) == 2
         assert told(upstream) == ["", ""]
+
+
+async def test_a_warm_up_is_in_nobodys_trace_and_makes_its_own() -> None:
+    async with traced(answers, ratio=1.0) as (received, upstream, sidecar):
+        asked = {"pairs": [[1, "explain"]]}
+        async with sidecar.session.post(f"{sidecar.ops}/admin/warm", json=asked) as response:
+            assert response.status == 202
+        while 'warmup_pairs_total{result="stored"} 1.0' not in await sidecar.metrics():
+            pass
+    attempts = [span for span in received.spans if span.kind == "client"]
+    assert attempts
+    assert all(span.parent_id == "" for span in attempts if span.name.endswith("/batch"))
+    assert {each[36:52] for each in told(upstream) if each} <= {span.span_id for span in attempts}
+
+
+async def test_a_collector_that_hangs_holds_up_neither_a_prompt_nor_the_end() -> None:
+    async with collector() as received, raw_upstream(answers) as upstream:
+        received.hangs = True
+        tracing = TracingSettings(endpoint=received.url, sample_ratio=1.0, max_queue=5, timeout=0.1)
+        async with sidecar_with(quick_settings(upstream.url, tracing=tracing)) as sidecar:
+            slowest = max([(await sidecar.ask()).seconds for _ in range(20)])
+            metrics = await sidecar.metrics()
+            began = time.monotonic()
+        ended = time.monotonic() - began
+    assert slowest < QUICK_LIMIT
+    assert ended < 2.0
+    # A hit makes two spans, the miss before them two more; five waited, and all else was dropped and counted.
+    assert 'prompt_sidecar_spans_total{result="queue_full"} 37.0' in metrics
+    assert 'prompt_sidecar_spans_total{result="exported"} 0.0' in metrics
