@@ -148,7 +148,7 @@ async def _give_settings(port: int) -> None:
 def _figures(samples: dict[str, list[Sample]]) -> dict[str, object]:
     figures: dict[str, object] = {}
     cpu = {
-        name: sum(sample.cpu_seconds for sample in rounds) / sum(len(sample.latencies) for sample in rounds)
+        name: median(sample.cpu_seconds / len(sample.latencies) for sample in rounds)
         for name, rounds in samples.items()
     }
     for name, rounds in samples.items():

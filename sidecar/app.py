@@ -21,7 +21,7 @@ from sidecar.server.listener import Handler, Routes, make_server
 from sidecar.server.ops import ops_routes
 from sidecar.server.prompt_data import PromptData
 from sidecar.server.proxy import Proxy
-from sidecar.server.traced import Recorded, traced
+from sidecar.server.traced import RequestSpans, traced
 from sidecar.server.warm_calls import warm_routes
 from sidecar.service.generations import Generation
 from sidecar.service.ports import Clock, Observer
@@ -146,7 +146,9 @@ def _learnflow_routes(core: Core, forwarder: Forwarder, settings: Settings, cloc
     paths = generate_prompt.PATH, prompt_data.PATH
     routes: Handler = Routes({("POST", paths[0]): prompts, ("POST", paths[1]): parts}, elsewhere)
     if core.traces.tracer is not NO_TRACER:
-        routes = Recorded(routes, core.traces.tracer, paths=paths, host=settings.listen.host, port=settings.listen.port)
+        routes = RequestSpans(
+            routes, core.traces.tracer, paths=paths, host=settings.listen.host, port=settings.listen.port
+        )
     return traced(routes)
 
 

@@ -40,7 +40,7 @@ def traced(handler: Handler) -> Handler:
     return answer
 
 
-class Recorded:
+class RequestSpans:
     """A handler whose requests are spans, where they are sampled."""
 
     def __init__(self, handler: Handler, tracer: Tracer, *, paths: Collection[str], host: str, port: int) -> None:

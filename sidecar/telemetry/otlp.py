@@ -20,7 +20,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status, TracesData
 from opentelemetry.sdk.resources import OTELResourceDetector
 
-from sidecar.core.events import CollectorChanged, SpansEnded
+from sidecar.core.events import CollectorChanged, Crashed, SpansEnded
 from sidecar.service.ports import Observer
 from sidecar.service.trace import SpanKind
 from sidecar.telemetry.tracing import Recorded
@@ -128,6 +128,9 @@ class OtlpSender:
             except (aiohttp.ClientError, OSError):
                 self._told("unreachable")
                 return False
+            except Exception as error:  # noqa: BLE001 — nobody foresaw it; traces are optional all the same
+                refused = len(batch)
+                self.observe(Crashed("send-traces", error))
             else:
                 self._told(None)
             for _ in batch:
@@ -217,8 +220,13 @@ def _attribute(name: str, value: str | int) -> KeyValue:
             return KeyValue(key=name, value=AnyValue(string_value=value))
 
 
+def _text(value: object) -> str:
+    """Return a text that can be encoded, whatever the environment holds."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def _resource(version: str, instance: str) -> Resource:
     """Say who sends; what the operator says in OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME counts."""
     own = {"service.name": SCOPE, "service.version": version, "service.instance.id": instance}
-    said = {name: str(value) for name, value in OTELResourceDetector().detect().attributes.items()}
+    said = {name: _text(value) for name, value in OTELResourceDetector().detect().attributes.items()}
     return Resource(attributes=[_attribute(name, value) for name, value in (own | said).items()])

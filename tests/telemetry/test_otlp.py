@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sidecar.core.events import CollectorChanged, Event, SpansEnded
+from sidecar.core.events import CollectorChanged, Crashed, Event, SpansEnded
 from sidecar.service.trace import SpanKind
 from sidecar.telemetry.otlp import BATCH, OtlpSender
 from sidecar.telemetry.tracing import Recorded
@@ -209,3 +209,25 @@ async def test_encoding_gives_way_to_what_else_goes_on() -> None:
             sender.add(span())
         await others()
     assert turns > BATCH / 16
+
+
+async def test_what_cannot_be_encoded_is_told_of_and_stops_nothing() -> None:
+    told = Told()
+    async with collector() as received, sending(received.url, told) as sender:
+        odd = span()
+        odd.set({"text": "\ud800"})
+        sender.add(odd)
+        await told.until(lambda: told.ended["refused"] == 1)
+        (crash,) = told.events
+        assert isinstance(crash, Crashed)
+        assert crash.what == "send-traces"
+        sender.add(span())
+        await told.until(lambda: told.ended["exported"] == 1)
+
+
+async def test_names_of_the_operators_that_are_not_text_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "a=\udcff,broken")
+    async with collector() as received:
+        async with sending(received.url, Told()) as sender:
+            sender.add(span())
+        assert received.spans[0].resource["a"] == "?"
