@@ -10,6 +10,8 @@ MOST_STATE = 512
 """Characters of a tracestate that are passed on at least (§3.3.1.5), and here at most."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_ODD = frozenset("13579bdf")
+"""The last digit of flags whose lowest bit is set."""
 _KEY = r"[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13}"
 _MEMBER = re.compile(rf"({_KEY})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 
@@ -18,6 +20,7 @@ class Trace(NamedTuple):
     """A place in a trace: what comes after it has it for a parent."""
 
     traceparent: str
+    """As it came, or as it is told; empty in `UNSAMPLED`."""
     tracestate: str = ""
     detached: bool = False
     """What goes on from here is a trace of its own, which this one led to."""
@@ -35,7 +38,11 @@ class Trace(NamedTuple):
     @property
     def is_sampled(self) -> bool:
         """Whether whoever is there records it, so that it is worth recording on."""
-        return bool(int(self.traceparent[53:55], 16) & 1)
+        return self.traceparent[54:55] in _ODD
+
+
+UNSAMPLED = Trace("")
+"""A trace that begins here and is recorded by nobody: it has no ids until somebody is told."""
 
 
 def trace_of(traceparents: Sequence[str], tracestates: Sequence[str] = ()) -> Trace | None:

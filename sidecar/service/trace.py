@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from enum import StrEnum
+from secrets import token_hex
 from typing import NamedTuple, Protocol
 
-from sidecar.core.trace_context import Trace
+from sidecar.core.trace_context import UNSAMPLED, Trace
 
 current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
 """Where the work at hand is; None: nobody said, and nobody records it. A task begins with that of whoever began it."""
@@ -35,6 +36,8 @@ def trace_headers() -> dict[str, str]:
     trace = current_trace.get()
     if trace is None or trace.detached:
         return {}
+    if trace is UNSAMPLED:
+        return {"traceparent": f"00-{token_hex(16)}-{token_hex(8)}-00"}
     state = {"tracestate": trace.tracestate} if trace.tracestate else {}
     return {"traceparent": trace.traceparent, **state}
 
@@ -43,7 +46,7 @@ def trace_headers() -> dict[str, str]:
 def detached() -> Iterator[None]:
     """Begin tasks that nobody waits for: they are traces of their own, linked to the one that led to them."""
     trace = current_trace.get()
-    if trace is None:
+    if trace is None or trace is UNSAMPLED:
         yield
         return
     token = current_trace.set(trace._replace(detached=True))

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from sidecar.core.events import FreshHit, Outcome, RequestOutcome, UpstreamAttempt
-from sidecar.core.trace_context import Trace
+from sidecar.core.trace_context import UNSAMPLED, Trace
 from sidecar.service.ports import Clock
 from sidecar.service.trace import Attributes, SpanKind, current_trace
 from sidecar.telemetry.dispatch import Handlers
@@ -72,17 +72,14 @@ class Tracing:
         """
         above = current_trace.get()
         if above is None:
-            trace_id = self._new_id(128)
-            is_sampled = (trace_id & (2**RANDOM_BITS - 1)) < self._bound
-            trace = Trace(f"00-{trace_id:032x}-{self._new_id(64):016x}-0{int(is_sampled)}")
-            return self._recorded(name, kind, trace, None, None) if is_sampled else _Unsampled(trace)
+            drawn = self._random_bits(RANDOM_BITS)
+            return self._begun(name, kind, drawn, None) if drawn < self._bound else _Unsampled()
         if not above.is_sampled:
             return PASSED_BY
-        trace_id = self._new_id(128) if above.detached else int(above.trace_id, 16)
-        state = "" if above.detached else above.tracestate
-        trace = Trace(f"00-{trace_id:032x}-{self._new_id(64):016x}-01", state)
-        parent, link = (None, above) if above.detached else (above.span_id, None)
-        return self._recorded(name, kind, trace, parent, link)
+        if above.detached:
+            return self._begun(name, kind, self._random_bits(RANDOM_BITS), above)
+        trace = Trace(f"00-{above.trace_id}-{self._new_span_id()}-01", above.tracestate)
+        return self._recorded(name, kind, trace, above.span_id, None)
 
     def note(self, attributes: Attributes) -> None:
         """Add to the span at hand, if there is one, what is known of it by now."""
@@ -123,12 +120,19 @@ class Tracing:
             span.fail(outcome.detail)
         if outcome.age is not None and outcome.render_seconds is not None:  # measured already, for the metrics
             now = self._wall()
-            span_id = f"{self._new_id(64):016x}"
+            span_id = self._new_span_id()
             began_at = now - outcome.render_seconds
             self._send(Recorded("render", SpanKind.INTERNAL, span.trace_id, span_id, span.span_id, None, began_at, now))
 
-    def _new_id(self, bits: int) -> int:
-        return self._random_bits(bits) or 1  # all zeros is no id
+    def _begun(
+        self, name: str, kind: SpanKind, drawn: int, link: Trace | None
+    ) -> AbstractContextManager[Recorded | None]:
+        """Begin a trace, whose id ends with what was drawn."""
+        trace = Trace(f"00-{self._random_bits(128 - RANDOM_BITS) or 1:016x}{drawn:016x}-{self._new_span_id()}-01")
+        return self._recorded(name, kind, trace, None, link)
+
+    def _new_span_id(self) -> str:
+        return f"{self._random_bits(64) or 1:016x}"  # all zeros is no id
 
     @contextmanager
     def _recorded(
@@ -155,13 +159,10 @@ class Tracing:
 class _Unsampled(AbstractContextManager[None]):
     """Lets what is not recorded be one trace all the same, so that nothing below decides again."""
 
-    __slots__ = ("_token", "_trace")
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
+    __slots__ = ("_token",)
 
     def __enter__(self) -> None:
-        self._token = current_trace.set(self._trace)
+        self._token = current_trace.set(UNSAMPLED)
 
     def __exit__(self, *_: object) -> None:
         current_trace.reset(self._token)
