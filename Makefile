@@ -42,7 +42,7 @@ unit: $(VENV)/.dev ## Run the tests: those of the rules with branch coverage, wh
 	$(BIN)/python -m pytest -n 2 tests/core tests/service --cov --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/python -m pytest -n 2 --ignore=tests/core --ignore=tests/service
 
-bench: $(VENV)/.dev ## Compare a fresh hit with a bare aiohttp handler, and measure what an entry takes in memory and telemetry in time.
+bench: $(VENV)/.dev ## Compare a fresh hit, with telemetry and without, with a bare aiohttp handler; measure an entry's memory.
 	$(BIN)/python -m benchmarks.fresh_hit
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.listeners

@@ -21,6 +21,9 @@ from sidecar.stores import open_credentials
 from sidecar.upstream.forward import Forwarder
 from sidecar.wiring import Core
 
+PATHS = (generate_prompt.PATH, prompt_data.PATH)
+"""What is answered here; all else is passed on, or read for it."""
+
 
 class Answers:
     """The routes of LearnFlow's listener and of the ops listener."""

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import web
 
-from sidecar.answers import Answers
+from sidecar.answers import PATHS, Answers
 from sidecar.core.events import Crashed
 from sidecar.core.retry import Rng
 from sidecar.drain import BACKGROUND, OPS, REQUESTS, Drain
@@ -23,8 +23,9 @@ from sidecar.server.connections import ConnectionLimits
 from sidecar.server.door import Door
 from sidecar.server.leaving import LeavingServer, accept_rest
 from sidecar.server.listener import Handler, make_server
-from sidecar.server.traced import traced
+from sidecar.server.traced import RequestSpans, traced
 from sidecar.service.ports import Clock, Observer
+from sidecar.service.trace import NO_TRACER
 from sidecar.settings import Address, Settings
 from sidecar.start_warm import begin_warm_up
 from sidecar.telemetry.log_setup import Logs
@@ -93,7 +94,7 @@ async def running(
 
         reloader = Reloader(origin.load if origin else lambda: settings, lambda: core.settings, adopt, core.observer)
         reload = around_reload(reloader)
-        server, ops_server = _servers(answers, settings, core.observer)
+        server, ops_server = _servers(core, answers, settings)
         ops_runner, runner = (web.ServerRunner(each, shutdown_timeout=CUT_SECONDS) for each in (ops_server, server))
         try:
             ops_address = await _listen(
@@ -159,6 +160,7 @@ async def _forwarder(core: Core) -> AsyncIterator[Forwarder]:
         connect_timeout=settings.upstream.connect_timeout,
         access=core.access,
         adds_token=settings.proxy.add_token,
+        tracer=core.traces.tracer,
     )
     try:
         yield forwarder
@@ -166,15 +168,20 @@ async def _forwarder(core: Core) -> AsyncIterator[Forwarder]:
         await forwarder.close()
 
 
-def _servers(answers: Answers, settings: Settings, observer: Observer) -> tuple[LeavingServer, LeavingServer]:
+def _servers(core: Core, answers: Answers, settings: Settings) -> tuple[LeavingServer, LeavingServer]:
     """Return the servers of LearnFlow's listener and of the ops listener, each behind its door."""
+    observer, limits = core.observer, settings.limits
     names = _names(settings, settings.listen.host, urlsplit(settings.upstream.url).hostname or "")
-    door = traced(Door(answers.learnflow, names=names, observer=observer))
+    calls: Handler = Door(answers.learnflow, names=names, observer=observer)
+    if core.traces.tracer is not NO_TRACER:
+        host, port = settings.listen.host, settings.listen.port
+        calls = RequestSpans(calls, core.traces.tracer, paths=PATHS, host=host, port=port)
     ops_door = Door(answers.ops, names=_names(settings, settings.ops.listen.host), observer=observer)
-    limits = settings.limits
     connections = ConnectionLimits(limits.max_connections, limits.head_timeout, limits.keep_alive, limits.write_timeout)
     ops_connections = connections._replace(max_connections=settings.ops.max_connections, shed_as="ops_connections")
-    return _server(door, settings, observer, connections), _server(ops_door, settings, observer, ops_connections)
+    return _server(traced(calls), settings, observer, connections), _server(
+        ops_door, settings, observer, ops_connections
+    )
 
 
 def _server(handler: Handler, settings: Settings, observer: Observer, connections: ConnectionLimits) -> LeavingServer:

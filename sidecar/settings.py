@@ -8,6 +8,7 @@ a new key is one field.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,6 +63,7 @@ __all__ = [
     "StoreSettings",
     "TlsSettings",
     "TlsVersion",
+    "TracingSettings",
     "UpstreamApi",
     "UpstreamSettings",
     "WarmUpSettings",
@@ -647,6 +649,50 @@ class MetricsSettings:
     )
 
 
+def _has_extra() -> bool:
+    try:
+        return all(map(find_spec, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")))
+    except ModuleNotFoundError:  # of what they lie in
+        return False
+
+
+class CollectorUrl(BaseUrl):
+    """An URL to send spans to, where what sends them is installed."""
+
+    allowed = f"{BaseUrl.allowed}, where the extra is installed: pip install 'prompt-sidecar[otel]'"
+
+    def parse(self, text: str) -> str:
+        """Check the URL; one without a path is that of a collector, which takes traces at /v1/traces."""
+        url = super().parse(text)
+        if not _has_extra():
+            raise ValueError(self.allowed)
+        return url if "/" in url.partition("://")[2] else f"{url}/v1/traces"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """Spans of requests, sent to a collector by OTLP over HTTP; needs the extra `otel`."""
+
+    endpoint: str | None = setting(
+        None,
+        Either("null", CollectorUrl()),
+        "such as http://127.0.0.1:4318/v1/traces; without one, a request's traceparent is passed on and no more",
+    )
+    sample_ratio: float = setting(
+        0.1,
+        percent(),
+        "the share of the traces that begin here; a request that comes with a traceparent brings its own decision",
+    )
+    max_queue: int = setting(
+        2048, Whole(1, 100_000), "spans that wait for the collector, about 1 KiB each; more are dropped and counted"
+    )
+    timeout: float = setting(
+        2.0,
+        duration("10ms", "30s"),
+        "for one message to the collector, and for the last ones when the sidecar stops; no request waits for it",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that can be set."""
@@ -702,6 +748,7 @@ class Settings:
     drain: DrainSettings = section(DrainSettings)
     log: LogSettings = section(LogSettings)
     metrics: MetricsSettings = section(MetricsSettings)
+    tracing: TracingSettings = section(TracingSettings)
 
 
 class Key(NamedTuple):

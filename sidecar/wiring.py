@@ -41,7 +41,9 @@ from sidecar.telemetry.history import RequestHistory
 from sidecar.telemetry.logs import LogListener
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.troubles import Troubles
+from sidecar.traces import Traces, open_traces
 from sidecar.upstream.access import Access
+from sidecar.upstream.attempt_spans import AttemptSpans, server_attributes
 from sidecar.upstream.batch import BatchSource
 from sidecar.upstream.breaker import Breaker
 from sidecar.upstream.client import UpstreamClient
@@ -92,6 +94,7 @@ class Core:
     breaker: Breaker
     access: Access
     observer: Dispatcher
+    traces: Traces
     settings: Settings
     """What is in force."""
     routes: RouteTable[Policy]
@@ -145,9 +148,11 @@ async def open_core(
     rng = random.Random() if rng is None else rng  # noqa: S311 — jitter, not cryptography
     render, upstream = settings.render, settings.upstream
     memory = MemoryCache(max_entries=settings.cache.max_entries, max_bytes=settings.cache.max_bytes, clock=clock)
-    metrics = _metrics(memory, clock, wall)
+    boot, seal = secrets.token_bytes(8), open_seal(settings)
+    traces = open_traces(settings.tracing, version=installed_version(), instance=boot.hex(), clock=clock, wall=wall)
+    metrics = _metrics(memory, clock, wall, traces=traces.are_sent)
     history, troubles, log = RequestHistory(clock), Troubles(clock), LogListener()
-    observer = Dispatcher(metrics.handlers(), log.handlers(), history.handlers(), troubles.handlers())
+    observer = Dispatcher(metrics.handlers(), log.handlers(), history.handlers(), troubles.handlers(), traces.handlers)
     background = Background(observer)
     templates = Templates(
         profile=render.profile,
@@ -160,7 +165,6 @@ async def open_core(
         clock=clock,
     )
     template_file, access = _template_file(settings, templates, observer), _access(upstream, observer)
-    boot, seal = secrets.token_bytes(8), open_seal(settings)
     store, group = await open_store(settings, boot, clock=clock, rng=rng, observer=observer)
     metrics.has_store(store)
     cache = TieredCache(
@@ -172,15 +176,24 @@ async def open_core(
         clock=clock,
         wall=wall,
         observer=observer,
+        tracer=traces.tracer,
     )
     client = UpstreamClient(
         upstream.url,
         connect_timeout=upstream.connect_timeout,
         max_response=upstream.max_response,
         access=access,
+        tracer=traces.tracer,
     )
     breaker = Breaker("upstream", **_breaker_numbers(settings), clock=clock, observer=observer)
-    guard = Guard(_guard_rules(settings), breaker=breaker, clock=clock, rng=rng, observer=observer)
+    guard = Guard(
+        _guard_rules(settings),
+        breaker=breaker,
+        clock=clock,
+        rng=rng,
+        observer=observer,
+        spans=AttemptSpans(traces.tracer, server_attributes(upstream.url)),
+    )
 
     async def probe() -> bool | None:
         return await EndpointProbe(client, timeout_seconds=core.settings.retry.per_try_timeout)()
@@ -215,6 +228,7 @@ async def open_core(
         "rng": rng,
         "background": background,
         "observer": observer,
+        "tracer": traces.tracer,
     }
     single = PromptDataSource(
         client, templates, autoescape=render.autoescape, undefined=render.undefined, exists=exists
@@ -288,6 +302,7 @@ async def open_core(
         breaker=breaker,
         access=access,
         observer=observer,
+        traces=traces,
         settings=settings,
         routes=_routes(settings),
         log=log,
@@ -298,10 +313,11 @@ async def open_core(
     finally:
         await _end(drain, background, store, group)
         await client.close()
+        await drain.step("traces", traces.close(), until=STORE)
 
 
-def _metrics(memory: MemoryCache, clock: Clock, wall: Clock) -> Metrics:
-    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall)
+def _metrics(memory: MemoryCache, clock: Clock, wall: Clock, *, traces: bool) -> Metrics:
+    metrics = Metrics(version=installed_version(), cache=memory, clock=clock, wall=wall, traces=traces)
     metrics.settings_loaded(time.time())
     return metrics
 
@@ -341,6 +357,7 @@ async def _begin(core: Core, documents: Mapping[Generation, Documents], rng: Rng
     """Begin what goes on behind the requests."""
     selection, templates = core.selection, core.templates
     core.metrics.has_upstream_files(core.access.files)
+    core.traces.begin(core.background, core.observer)
     selection.begin()
     await _remember_generation(selection, core.tiers, documents)
 

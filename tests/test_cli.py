@@ -232,6 +232,45 @@ def test_a_settings_file_that_cannot_be_used_is_one_line_and_exit_code_2(tmp_pat
     assert line.startswith(f"config: {says}")
 
 
+WITHOUT_THE_EXTRA = """
+import sys
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"opentelemetry", "google"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nowhere())
+import sidecar.app
+from sidecar.__main__ import main
+main()
+"""
+
+
+def test_a_collector_without_the_extra_is_one_line_and_exit_code_2() -> None:
+    done = python("-c", WITHOUT_THE_EXTRA, "run", SIDECAR_TRACING__ENDPOINT="http://127.0.0.1:4318")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "tracing.endpoint: 'http://127.0.0.1:4318' is not allowed (environment SIDECAR_TRACING__ENDPOINT); allowed: "
+        "null | http(s)://host[:port][/path], without user, password, query or fragment, where the extra is installed: "
+        "pip install 'prompt-sidecar[otel]'"
+    )
+
+
+def test_without_a_collector_nothing_of_the_extra_is_needed() -> None:
+    done = python("-c", WITHOUT_THE_EXTRA, "check-config")
+    assert (done.returncode, done.stdout) == (0, "The settings can be used.\n")
+
+
+def test_a_collector_without_a_path_takes_traces_where_collectors_do() -> None:
+    for given, meant in (
+        ("http://a:4318", "http://a:4318/v1/traces"),
+        ("http://a:4318/", "http://a:4318/v1/traces"),
+        ("https://a/otlp/v1/traces", "https://a/otlp/v1/traces"),
+    ):
+        shown = json.loads(invoke("check-config", "--json", SIDECAR_TRACING__ENDPOINT=given).stdout)
+        assert shown["tracing"]["endpoint"] == meant
+
+
 def test_a_mistake_in_the_settings_binds_nothing(nobody: int) -> None:
     done = command("run", "--listen", f"127.0.0.1:{nobody}", "--deadline", "soon")
     assert done.returncode == 2  # and not 1, for the address that could not be bound

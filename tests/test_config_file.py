@@ -17,6 +17,7 @@ from sidecar.core.servers import RedisUrl, Word
 from sidecar.core.units import BaseUrl, Choice, Either, FilePath, HostName, Kind, ListenAddress, Names, Quantity, Whole
 from sidecar.settings import (
     Address,
+    CollectorUrl,
     LogLevel,
     PolicySettings,
     RedisMode,
@@ -32,7 +33,7 @@ DEADLINE = f"a duration from 10ms to 10m, {DURATION}"
 PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
 TOP = "listen, listen_beyond_loopback, allowed_hosts, ops, upstream, deadline, retry, breaker, policy, render, "
-TOP += "rollout, shadow, routes, proxy, cache, store, warmup, limits, drain, log, metrics"
+TOP += "rollout, shadow, routes, proxy, cache, store, warmup, limits, drain, log, metrics, tracing"
 LOG = "level, format, repeat_window, max_repeat_window, max_lines"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
@@ -495,6 +496,7 @@ def test_a_value_is_shown_short_and_on_one_line() -> None:
 SOME: dict[type[Kind[Any]], list[str]] = {
     FilePath: ["/etc/prompts.yaml", "a b/c", "./null"],
     BaseUrl: ["http://a", "https://[::1]:1/b", "http://a-b.c:65535"],
+    CollectorUrl: ["http://a", "https://[::1]:4318/v1/traces", "http://a-b.c:65535/x/"],
     RedisUrl: ["redis://a", "rediss://[::1]:1/5", "redis://a:1,b:2"],
     HostName: ["a.internal", "10.0.0.1", "::1"],
     Word: ["a", "a:b", "é", "1", "true"],

@@ -34,6 +34,7 @@ from sidecar.settings import (
     StoreSettings,
     TlsSettings,
     TlsVersion,
+    TracingSettings,
     UpstreamApi,
     UpstreamSettings,
     WarmUpSettings,
@@ -158,6 +159,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
             level=LogLevel.INFO, format=LogFormat.AUTO, repeat_window=10, max_repeat_window=300, max_lines=10_000
         ),
         metrics=MetricsSettings(max_nodes=100),
+        tracing=TracingSettings(endpoint=None, sample_ratio=0.1, max_queue=2048, timeout=2.0),
     )
 
 

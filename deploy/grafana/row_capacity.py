@@ -119,6 +119,18 @@ def capacity(page: dashboard.Dashboard) -> dashboard.Dashboard:
         )
         .with_panel(
             graph(
+                "Pairs warmed up",
+                "Users and nodes that a warm-up dealt with. failed: /status of the pod says why.",
+                Query(
+                    f"sum by (result) (rate(prompt_sidecar_warmup_pairs_total{{{WHERE}}}[$__rate_interval]))",
+                    "{{result}}",
+                ),
+                unit=RATE,
+                span=6,
+            )
+        )
+        .with_panel(
+            graph(
                 "Requests that shared a fetch",
                 "One call answered them all.",
                 Query(f"sum(rate(prompt_sidecar_coalesced_requests_total{{{WHERE}}}[$__rate_interval]))", "shared"),

@@ -73,7 +73,8 @@ def why(page: dashboard.Dashboard) -> dashboard.Dashboard:
         .with_panel(
             states(
                 "Circuit",
-                "open: the config service is not asked, stale data or errors are served at once.",
+                "open: the config service (upstream) or the store (redis) is not asked. Without the service, stale "
+                "data or errors are served at once.",
                 Query(
                     "max by (pod, instance, breaker) ("
                     f'prompt_sidecar_breaker_state{{{WHERE},state="open"}} * 2'

@@ -1,6 +1,7 @@
 """Memory before a store: what a restart would lose is kept behind it, and recalled when memory has nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from sidecar.cache.memory import MemoryCache
@@ -9,9 +10,14 @@ from sidecar.cache.seals import RecordError
 from sidecar.core.events import RecordDropped, StoreLookup
 from sidecar.core.model import Entry, Key
 from sidecar.service.ports import Clock, Observer, Recalled, Unsettled
+from sidecar.service.trace import NO_TRACER, SpanKind, Tracer
 
 NOTE_SECONDS = 30 * 86_400.0
 """How long a word about the store is of use."""
+
+
+SYSTEMS = {"file": "sqlite"}
+"""What kinds of store are called in traces (OpenTelemetry's `db.system.name`), where that is another name."""
 
 
 class Found(NamedTuple):
@@ -105,6 +111,7 @@ class TieredCache:
         clock: Clock,
         wall: Clock,
         observer: Observer,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """`namespace`: whose data this is (the upstream); `boot`: this process; `wall`: Unix seconds."""
         self._memory = memory
@@ -115,6 +122,7 @@ class TieredCache:
         self._clock = clock
         self._wall = wall
         self._observe = observer
+        self._tracer = tracer
         self.peek: Callable[[Any], Entry[Any] | None] = memory.peek
         self.set = memory.set
         self.drop_where = memory.drop_where
@@ -150,7 +158,8 @@ class TieredCache:
         if self._store is None:
             return None
         place = self._place(key)
-        found = await self._store.get(place)
+        with self._span(self._store, "get"):
+            found = await self._store.get(place)
         if not isinstance(found, Found):
             self._observe(StoreLookup(self._store.kind, "miss"))
             return found
@@ -172,11 +181,15 @@ class TieredCache:
         """Forget an entry, in memory at once."""
         await self._memory.delete(key)
         if self._store is not None:
-            await self._store.drop(self._place(key))
+            with self._span(self._store, "delete"):
+                await self._store.drop(self._place(key))
 
     async def forget(self, owner: int | None) -> int | None:
         """Forget all entries of an owner behind the memory, for good before this returns; see `Store.forget`."""
-        return await self._store.forget(owner=owner_tag(self._namespace, owner)) if self._store is not None else 0
+        if self._store is None:
+            return 0
+        with self._span(self._store, "forget"):
+            return await self._store.forget(owner=owner_tag(self._namespace, owner))
 
     async def forget_node(self, node_name: str) -> int | None:
         """Forget all documents of a node behind the memory, for good before this returns; see `Store.forget`."""
@@ -220,6 +233,14 @@ class TieredCache:
                 continue
             if pair is not None:
                 yield pair
+
+    @contextmanager
+    def _span(self, store: Store, operation: str) -> Iterator[None]:
+        """Record what a request waits for; what is put is written behind it, many at once, and is of no one trace."""
+        with self._tracer.span(f"store {operation}", kind=SpanKind.CLIENT) as span:
+            if span is not None:
+                span.set({"db.system.name": SYSTEMS.get(store.kind, store.kind), "db.operation.name": operation})
+            yield
 
     def _place(self, key: Key) -> Place:
         return place_of(self._namespace, key)

@@ -28,7 +28,8 @@ class RequestOutcome(msgspec.Struct, frozen=True, gc=False):
     node: str | None
     outcome: Outcome
     seconds: float
-    render_seconds: float
+    render_seconds: float | None
+    """None: it was not rendered here."""
     age: float | None
     """Seconds since the upstream confirmed the data, where a prompt was served."""
     detail: str | None
@@ -251,6 +252,26 @@ class Shed(NamedTuple):
     reason: str
 
 
+class SpansEnded(NamedTuple):
+    """Spans left the queue to the collector, or never got in.
+
+    `result`: exported, queue_full, refused (by the collector) or unsent (when the sidecar stopped).
+    """
+
+    result: str
+    spans: int
+
+
+class CollectorChanged(NamedTuple):
+    """The collector of traces takes them (`error` None), or does not; serving goes on as ever.
+
+    `lost`: spans, since this was told last.
+    """
+
+    error: str | None
+    lost: int
+
+
 class Crashed(NamedTuple):
     """A request or a background task ended by an error that nobody foresaw."""
 
@@ -287,5 +308,7 @@ Event = (
     | Proxied
     | Refused
     | Shed
+    | SpansEnded
+    | CollectorChanged
     | Crashed
 )

@@ -49,9 +49,12 @@ class Child:
         return self._process.returncode
 
 
-async def start(*arguments: str, settings: Mapping[str, str] | None = None) -> Child:
-    """Start `prompt-sidecar ARGUMENTS` and wait until it listens; raises `ChildError`."""
-    process = await _spawned(arguments, settings or {})
+async def start(*arguments: str, settings: Mapping[str, str] | None = None, module: str = "sidecar") -> Child:
+    """Start `prompt-sidecar ARGUMENTS` and wait until it listens; raises `ChildError`.
+
+    `module`: what is run in its place, with the same arguments.
+    """
+    process = await _spawned(module, arguments, settings or {})
     said = bytearray()
     try:
         async with asyncio.timeout(START_SECONDS):
@@ -72,16 +75,18 @@ async def start(*arguments: str, settings: Mapping[str, str] | None = None) -> C
 
 
 @asynccontextmanager
-async def child(*arguments: str, settings: Mapping[str, str] | None = None) -> AsyncIterator[Child]:
+async def child(
+    *arguments: str, settings: Mapping[str, str] | None = None, module: str = "sidecar"
+) -> AsyncIterator[Child]:
     """Start a child, and stop it whatever happens."""
-    started = await start(*arguments, settings=settings)
+    started = await start(*arguments, settings=settings, module=module)
     try:
         yield started
     finally:
         await started.stop()
 
 
-async def _spawned(arguments: tuple[str, ...], settings: Mapping[str, str]) -> asyncio.subprocess.Process:
+async def _spawned(module: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> asyncio.subprocess.Process:
     """Spawn a process; a caller that is cancelled meanwhile leaves none behind."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     search = [str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
@@ -91,7 +96,7 @@ async def _spawned(arguments: tuple[str, ...], settings: Mapping[str, str]) -> a
         asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "sidecar",
+            module,
             *arguments,
             env={**environment, **ours, **settings},
             stdin=asyncio.subprocess.DEVNULL,

@@ -143,7 +143,7 @@ class Routes:
         handler = self._table.get((method, target))
         if handler is None:
             # Only the query is left out: a path spelt in another way is another path, for the upstream to judge.
-            path = _without_query(target)
+            path = without_query(target)
             handler = self._table.get((method, path))
             if handler is None:
                 if self._elsewhere is not None:
@@ -154,7 +154,7 @@ class Routes:
         return await handler(request)
 
 
-def _without_query(target: str) -> str:
+def without_query(target: str) -> str:
     """Return the path of a request target, which may be in absolute form (RFC 9112 §3.2.2)."""
     if not target.startswith("/"):
         scheme, found, rest = target.partition("://")

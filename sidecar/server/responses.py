@@ -49,6 +49,11 @@ class PromptResponse(web.StreamResponse):
         return 200
 
     @property
+    def cache_status(self) -> str:
+        """What Cache-Status says."""
+        return cache_status(self._provenance)
+
+    @property
     def keep_alive(self) -> bool:
         """Whether the connection stays, as the request asked."""
         return self._persistent
@@ -93,6 +98,13 @@ _CONNECTION = {
 @lru_cache(maxsize=2)
 def _http_date(second: int) -> str:
     return formatdate(second, usegmt=True)
+
+
+def cache_status_of(response: web.StreamResponse) -> str | None:
+    """Return what an answer's Cache-Status says; None: it is not from here, and nothing."""
+    if isinstance(response, PromptResponse):
+        return response.cache_status
+    return response.headers.get("Cache-Status") if isinstance(response, web.Response) else None
 
 
 def age_seconds(provenance: Provenance) -> int:

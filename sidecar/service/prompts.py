@@ -20,6 +20,7 @@ from sidecar.service.ports import Cache, Clock, Generated, Observer, PromptServi
 from sidecar.service.rendering import ConfirmedNodes, Renderer
 from sidecar.service.resources import Diverted, Terms, overload, unavailable
 from sidecar.service.shadow import Answered, Shadow, ShadowRule
+from sidecar.service.trace import detached
 from sidecar.service.waiting import Waiting
 from sidecar.service.writes import Writes
 
@@ -224,7 +225,7 @@ class PromptManager:
             if self._selection.current is not documents.generation:
                 return await self._parts(call)
             ready = self._kept_parts(call, documents, diverted.failure, diverted.forward)
-        self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at, now=self._clock())
+        self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at)
         return ready
 
     async def _their_parts(self, call: Call, documents: Documents) -> Ready | Answer:
@@ -235,10 +236,10 @@ class PromptManager:
             )
         except UpstreamFailure as failure:
             ready = self._kept_parts(call, documents, failure, Forward.BYPASS)
-            self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at, now=self._clock())
+            self._renderer.tell(call.node, ready.provenance, began_at=call.terms.began_at)
             return ready
         provenance = Provenance(forward=Forward.BYPASS, detail="not-admitted")
-        self._renderer.tell(call.node, provenance, began_at=call.terms.began_at, now=self._clock())
+        self._renderer.tell(call.node, provenance, began_at=call.terms.began_at)
         return answer
 
     def _kept_parts(self, call: Call, documents: Documents, failure: UpstreamFailure, forward: Forward) -> Ready:
@@ -357,7 +358,6 @@ class PromptManager:
             detail = "Nothing is cached of what the service renders itself, and the request says only-if-cached."
             provenance = Provenance(detail="only-if-cached")
             raise self._told(call, PromptError(504, detail, reason="not_cached", provenance=provenance))
-        sent_at = self._clock()
         generated = await self._service.generate(
             wanted.user_id,
             wanted.node_name,
@@ -368,7 +368,7 @@ class PromptManager:
         self._nodes.confirm(wanted.node_name)
         self._after_bypass(call, why, generated)
         provenance = Provenance(forward=Forward.BYPASS, detail=why)
-        self._renderer.tell(call.node, provenance, began_at=terms.began_at, now=sent_at)
+        self._renderer.tell(call.node, provenance, began_at=terms.began_at)
         return Rendered(generated.prompt, generated.used_placeholders, provenance)
 
     def _serve(self, call: Call, documents: Documents, ready: Ready, *, shadow: bool = True) -> Rendered:
@@ -395,7 +395,8 @@ class PromptManager:
             self._shadow.consider(answered, call.rules.shadow, theirs=generated)
         elif call.rules.local_on_failure and documents.is_aging(call.wanted, call.terms) and self._service.has_room():
             terms = call.terms._replace(began_at=self._clock())
-            self._background.spawn(documents.renew(call.wanted, terms), name="keep-warm")
+            with detached():
+                self._background.spawn(documents.renew(call.wanted, terms), name="keep-warm")
 
     def _told(self, call: Call, error: PromptError) -> PromptError:
         """Tell of a request that ends without a prompt."""

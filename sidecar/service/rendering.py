@@ -79,11 +79,11 @@ class Renderer:
             raise self._refusal(node, failure.reason, began_at, because=str(failure)) from failure
         if empty:
             self._observe(RenderedEmpty(self._nodes.label(node), tuple(sorted(empty))))
-        self.tell(node, provenance, began_at=began_at, now=now)
+        self.tell(node, provenance, began_at=began_at, render_at=now)
         return Rendered(prompt, used, provenance)
 
-    def tell(self, node: str, provenance: Provenance, *, began_at: float, now: float) -> None:
-        """Tell of a prompt that was made; `now`: the instant before it was."""
+    def tell(self, node: str, provenance: Provenance, *, began_at: float, render_at: float | None = None) -> None:
+        """Tell of a prompt that was made; `render_at`: the instant before it was, if it was made here."""
         done_at = self._clock()
         ttl = provenance.ttl
         if ttl is not None:
@@ -98,7 +98,7 @@ class Renderer:
                 self._nodes.label(node),
                 outcome,
                 done_at - began_at,
-                done_at - now,
+                None if render_at is None else done_at - render_at,
                 provenance.age,
                 provenance.detail,
                 200,

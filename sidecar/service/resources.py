@@ -19,6 +19,7 @@ from sidecar.core.routes import MOST_ID
 from sidecar.service.background import Background
 from sidecar.service.ports import Cache, Clock, Confirmed, Observer, Source, Unsettled
 from sidecar.service.single_flight import Joined, SingleFlight, wait
+from sidecar.service.trace import NO_TRACER, Tracer, detached
 from sidecar.service.writes import Writes
 
 ANSWER_MARGIN = 0.1
@@ -135,6 +136,7 @@ class Resources(Generic[K, V]):
         rng: Rng,
         background: Background,
         observer: Observer,
+        tracer: Tracer = NO_TRACER,
         keep_under: Callable[[Policy], Iterable[Policy]] = lambda policy: (policy,),
         may_keep: Callable[[V], bool] = lambda _: True,
     ) -> None:
@@ -146,6 +148,7 @@ class Resources(Generic[K, V]):
         self._clock = clock
         self._rng = rng
         self._observe = observer
+        self._tracer = tracer
         self._keep_under = keep_under
         self._flights: SingleFlight[tuple[K, int], Landed[V] | UpstreamFailure] = SingleFlight(background, clock)
 
@@ -190,11 +193,13 @@ class Resources(Generic[K, V]):
             directives=terms.directives,
             staleness=view.staleness,
         )
+        self._tracer.note({"prompt_sidecar.entry": view.state.value, "prompt_sidecar.decision": action.value})
         match action:
             case Action.SERVE | Action.SERVE_AND_REVALIDATE:
                 assert entry is not None
                 if action is Action.SERVE_AND_REVALIDATE:
-                    self._join(key, terms, now + terms.deadline)
+                    with detached():
+                        self._join(key, terms, now + terms.deadline)
                 return Obtained(entry, _hit(view, action, circuit_open=circuit_open))
             case Action.FETCH | Action.FETCH_BRIEFLY:
                 return await self._forward(key, terms, view, brief=action is Action.FETCH_BRIEFLY)
@@ -360,14 +365,21 @@ class Resources(Generic[K, V]):
 
     async def _fetch(self, key: K, terms: Terms, deadline_at: float) -> Landed[V] | UpstreamFailure:
         """Fetch for all who wait, keep what is good, evict what is contradicted."""
-        begun = self.begin(key)
-        try:
-            brought: Confirmed[V] | UpstreamFailure = await self._source.fetch(
-                key, begun.known, deadline_at, terms.credential.authorization
-            )
-        except UpstreamFailure as failure:
-            brought = failure
-        return await self.land(key, begun, brought, terms.policy, terms.label)
+        with self._tracer.span(f"fetch {self._source.endpoint}") as span:
+            begun = self.begin(key)
+            try:
+                brought: Confirmed[V] | UpstreamFailure = await self._source.fetch(
+                    key, begun.known, deadline_at, terms.credential.authorization
+                )
+            except UpstreamFailure as failure:
+                brought = failure
+            landed = await self.land(key, begun, brought, terms.policy, terms.label)
+            if span is not None:
+                if isinstance(landed, UpstreamFailure):
+                    span.fail(landed.kind.value)
+                else:
+                    span.set({"prompt_sidecar.stored": landed.stored})
+            return landed
 
     def begin(self, key: K) -> Begun[V]:
         """Note, before the upstream is asked, what must be known when it has answered."""

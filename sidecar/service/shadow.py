@@ -13,6 +13,7 @@ from sidecar.service.generations import Documents, Wanted
 from sidecar.service.ports import Clock, Generated, Observer, PromptService
 from sidecar.service.rendering import fill_in
 from sidecar.service.resources import Diverted, Terms
+from sidecar.service.trace import detached
 
 RECHECK_SECONDS = 10.0
 """A node that was taken back is looked at this often at least, while it is asked for: its template may have changed."""
@@ -103,7 +104,8 @@ class Shadow:
             self._observe(ParityChecked(self._label(node), "skipped"))
             return
         self._in_flight += 1
-        self._background.spawn(self._check(answered, rule, ours, theirs), name="shadow")
+        with detached():
+            self._background.spawn(self._check(answered, rule, ours, theirs), name="shadow")
 
     async def _check(
         self, answered: Answered, rule: ShadowRule, ours: Document | None, theirs: Generated | None

@@ -1,38 +1,121 @@
-"""Which request is being answered, and which trace it belongs to; listeners and adapters may ask."""
+"""Which trace the work at hand belongs to, and the port to who records it; without one, it is only passed on."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from enum import StrEnum
+from secrets import token_hex
+from typing import NamedTuple, Protocol
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+from sidecar.core.trace_context import UNSAMPLED, Trace
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,64}")
 """What identifiers are made of; anything else may be anything, and is not repeated."""
-
-
-class Trace(NamedTuple):
-    """`kind`: trace_id or request_id."""
-
-    kind: str
-    id: str
-    span_id: str | None = None
-    """The span that a trace_id came with."""
-
-
 current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
-"""That of the request being answered; None where its headers named none."""
-
+"""Where the work at hand is; None: nobody said, and nobody records it. A task begins with that of whoever began it."""
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
 """The id of the request being answered, its client's or ours; None where there is no request."""
 
 
-def trace_of(traceparent: str | None, request_id: str | None) -> Trace | None:
-    """Return the trace id (W3C Trace Context §3.2), else the request's own id, else None."""
-    if traceparent is not None and (found := _TRACEPARENT.fullmatch(traceparent)):
-        return Trace("trace_id", found[1], found[2])
-    clean = clean_id(request_id)
-    return None if clean is None else Trace("request_id", clean)
+class Example(NamedTuple):
+    """How a request can be found again; `kind`: trace_id or request_id."""
+
+    kind: str
+    id: str
+
+
+def example() -> Example | None:
+    """Return the trace of the request being answered if somebody records it, else the request's own id, else None."""
+    trace = current_trace.get()
+    if trace is not None and trace.is_sampled:
+        return Example("trace_id", trace.trace_id)
+    request_id = current_request_id.get()
+    return None if request_id is None else Example("request_id", request_id)
 
 
 def clean_id(request_id: str | None) -> str | None:
     """Return an id that may be repeated, else None."""
     return request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None
+
+
+def trace_headers() -> dict[str, str]:
+    """Return what tells the upstream which trace a call belongs to."""
+    trace = current_trace.get()
+    if trace is None or trace.detached:
+        return {}
+    if trace is UNSAMPLED:
+        return {"traceparent": f"00-{token_hex(16)}-{token_hex(8)}-00"}
+    state = {"tracestate": trace.tracestate} if trace.tracestate else {}
+    return {"traceparent": trace.traceparent, **state}
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Begin tasks that nobody waits for: they are traces of their own, linked to the one that led to them."""
+    trace = current_trace.get()
+    if trace is None or trace is UNSAMPLED:
+        yield
+        return
+    token = current_trace.set(trace._replace(detached=True))
+    try:
+        yield
+    finally:
+        current_trace.reset(token)
+
+
+Attributes = Mapping[str, str | int | float | bool]
+"""By OpenTelemetry's semantic conventions where they have a name for it; never content, settings or a user."""
+
+
+class SpanKind(StrEnum):
+    """What a span is to those on either side of it."""
+
+    INTERNAL = "internal"
+    SERVER = "server"
+    CLIENT = "client"
+
+
+class Span(Protocol):
+    """A piece of work that is recorded while it lasts."""
+
+    name: str
+
+    def set(self, attributes: Attributes) -> None:
+        """Add what is known of it by now."""
+        ...
+
+    def fail(self, error_type: str) -> None:
+        """Say that it ends by an error, in a word of a closed set."""
+        ...
+
+
+class Tracer(Protocol):
+    """Who records spans."""
+
+    def span(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[Span | None]:
+        """Return what lasts as long as the work; gives None where it is not recorded.
+
+        An exception that leaves it fails the span, unless it has failed already.
+        """
+        ...
+
+    def note(self, attributes: Attributes) -> None:
+        """Add to the span at hand, if there is one, what is known of it by now."""
+        ...
+
+
+class NoTracer:
+    """Records nothing, and costs next to nothing."""
+
+    _none = nullcontext(None)
+
+    def span(self, name: str, *, kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[None]:  # noqa: ARG002 — its interface
+        """Return what does nothing."""
+        return self._none
+
+    def note(self, attributes: Attributes) -> None:
+        """Do nothing."""
+
+
+NO_TRACER = NoTracer()

@@ -45,6 +45,13 @@ EVENTS: Mapping[str, Told] = {
         "A certificate, key or token for the service was changed and cannot be used; the old one stays.",
         "Correct the file; the old one ends with its own date.",
     ),
+    "traces_not_sent": Told(
+        "warning",
+        ("error", "lost_spans"),
+        "The collector of traces does not take them; serving goes on as ever.",
+        "Look at the collector, and at tracing.endpoint.",
+    ),
+    "traces_sent_again": Told("info", ("lost_spans",), "The collector of traces takes them again.", NOTHING),
     "listening_beyond_loopback": Told(
         "warning",
         ("listen",),

@@ -15,6 +15,7 @@ from typing import Any, TextIO, cast
 import structlog
 
 from sidecar.core.repeats import RepeatRule, Repeats, Sum
+from sidecar.core.trace_context import UNSAMPLED
 from sidecar.service.trace import current_request_id, current_trace
 from sidecar.settings import LogFormat, LogLevel, LogSettings
 from sidecar.telemetry.log_events import EVENTS
@@ -139,8 +140,8 @@ class Logs:
         stamped: dict[str, Any] = {"timestamp": _rfc3339(self._wall()), "level": level, "event": fields.pop("event")}
         if (request_id := current_request_id.get()) is not None:
             stamped["request_id"] = request_id
-        if (trace := current_trace.get()) is not None and trace.span_id is not None:
-            stamped |= {"trace_id": trace.id, "span_id": trace.span_id}
+        if (trace := current_trace.get()) is not None and trace is not UNSAMPLED:
+            stamped |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
         return {**stamped, **fields}
 
     def _tell_sums(self, due: Iterable[tuple[Kind, Sum]]) -> None:

@@ -8,6 +8,7 @@ import structlog
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
     BreakerChanged,
+    CollectorChanged,
     Crashed,
     Evicted,
     FetchFailed,
@@ -79,6 +80,7 @@ class LogListener:
             Reloaded: self._reloaded,
             RecordDropped: lambda e: self._log.warning("record_dropped", reason=e.reason),
             StoreChanged: self._store_changed,
+            CollectorChanged: self._collector_changed,
             Invalidated: self._invalidated,
             WarmUpEnded: self._warm_up_ended,
             RenderedEmpty: self._rendered_empty,
@@ -160,6 +162,12 @@ class LogListener:
     def _crashed(self, event: Crashed) -> None:
         error = event.error
         self._log.error("crashed", what=event.what, error=type(error).__name__, where=where(error.__traceback__))
+
+    def _collector_changed(self, event: CollectorChanged) -> None:
+        if event.error is None:
+            self._log.info("traces_sent_again", lost_spans=event.lost)
+        else:
+            self._log.warning("traces_not_sent", error=event.error, lost_spans=event.lost)
 
     def _attempted(self, event: UpstreamAttempt) -> None:
         if self._debug:

@@ -34,6 +34,7 @@ from sidecar.core.events import (
     Retried,
     RolledBack,
     Shed,
+    SpansEnded,
     StoreChanged,
     StoreLookup,
     TemplatesLoaded,
@@ -53,6 +54,7 @@ PROXY_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 25.0)
 ANSWERED = frozenset({"ok", "not_modified", FailureKind.GONE.value, FailureKind.REFUSED.value})
 """Results of calls that the upstream answered, if only with a 4xx."""
 PARITY_RESULTS = ("match", "mismatch", "outdated", "failed", "skipped")
+SPAN_RESULTS = ("exported", "queue_full", "refused", "unsent")
 BREAKER_STATES = ("closed", "open", "half-open")
 
 
@@ -174,6 +176,16 @@ class _LogCollector(Collector):
         yield lines
 
 
+def _from_nought(
+    values: Iterable[str], name: str, says: str, labels: tuple[str], registry: CollectorRegistry | None
+) -> Counter:
+    """Return a counter whose series are there before anything is counted: a rate needs its beginning."""
+    counter = Counter(name, says, labels, registry=registry)
+    for value in values:
+        counter.labels(value)
+    return counter
+
+
 class Metrics:
     """Counts what happens; children are kept, because `labels()` costs on each call."""
 
@@ -184,7 +196,9 @@ class Metrics:
         cache: CacheStats,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        traces: bool = False,
     ) -> None:
+        """`traces`: whether spans are sent, so that what becomes of them is shown."""
         self.registry = registry = CollectorRegistry()
         self._exposition = Exposition(registry)
         self._wall = wall
@@ -235,14 +249,13 @@ class Metrics:
             "Prompts in which a placeholder that nobody gave became nothing, as the config service's own options say.",
             registry=registry,
         )
-        self._warmed_up = Counter(
+        self._warmed_up = _from_nought(
+            ("stored", "fresh", "failed"),
             "prompt_sidecar_warmup_pairs_total",
             "Pairs of user and node that a warm-up dealt with. Many for `failed`: /status says why.",
             ("result",),
             registry=registry,
         )
-        for result in ("stored", "fresh", "failed"):
-            self._warmed_up.labels(result)
         self._invalidations = Counter(
             "prompt_sidecar_invalidations_total",
             "Entries removed because they no longer hold, by who said so.",
@@ -313,22 +326,27 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
-        self._refused = Counter(
+        self._refused = _from_nought(
+            ("host", "cross_site", "token", "slow_head", "slow_reader"),
             "prompt_sidecar_requests_refused_total",
             "Clients turned away for how they asked: an unknown Host, another site's page, no token, too slow.",
             ("reason",),
             registry=registry,
         )
-        for reason in ("host", "cross_site", "token", "slow_head", "slow_reader"):
-            self._refused.labels(reason)
-        self._shed = Counter(
+        self._shed = _from_nought(
+            ("connections", "ops_connections", "bodies", "waiting"),
             "prompt_sidecar_requests_shed_total",
             "Requests turned away with 503 because there were too many at once, by the limit that was met.",
             ("reason",),
             registry=registry,
         )
-        for reason in ("connections", "ops_connections", "bodies", "waiting"):
-            self._shed.labels(reason)
+        self._spans = _from_nought(
+            SPAN_RESULTS,
+            "prompt_sidecar_spans_total",
+            "Spans of traces by what became of them. Anything but `exported` is lost: see the log for the collector.",
+            ("result",),
+            registry=registry if traces else None,
+        )
         self._crashes = Counter(
             "prompt_sidecar_crashes_total",
             "Requests and background tasks that ended by an error that nobody foresaw; the log's `crashed` says where.",
@@ -424,6 +442,7 @@ class Metrics:
             Proxied: self._passed_on,
             Reloaded: self._reloaded,
             StoreLookup: lambda event: self._cache_collector.lookups.update({(event.tier, event.result): 1}),
+            SpansEnded: lambda event: self._spans.labels(event.result).inc(event.spans),
             StoreChanged: lambda event: self._store_ok.set(event.error is None),
             Refused: lambda event: self._refused.labels(event.reason).inc(),
             Shed: lambda event: self._shed.labels(event.reason).inc(),

@@ -12,7 +12,7 @@ from prometheus_client.samples import Exemplar
 
 from sidecar.core.errors import FAILURE_TABLE
 from sidecar.core.events import Outcome, RequestOutcome
-from sidecar.service.trace import current_trace
+from sidecar.service.trace import Example, current_request_id, current_trace, example
 from sidecar.telemetry.stale_ends import StaleEnds
 
 OTHER = "other"
@@ -87,8 +87,8 @@ class RequestCollector(Collector):
         """Note a request; it is counted with others, when the code that counts is worth loading."""
         pending = self._pending
         pending.append(outcome)
-        if current_trace.get() is not None:
-            self._point_out(outcome)
+        if (current_trace.get() is not None or current_request_id.get() is not None) and (found := example()):
+            self._point_out(outcome, found)
         if len(pending) >= BATCH:
             self._count()
 
@@ -100,13 +100,11 @@ class RequestCollector(Collector):
             self._ends.forget(outcome.node or OTHER)
         self.add(outcome)
 
-    def _point_out(self, outcome: RequestOutcome) -> None:
-        """Keep a request's trace as the example of its bucket."""
-        trace = current_trace.get()
-        assert trace is not None
+    def _point_out(self, outcome: RequestOutcome, found: Example) -> None:
+        """Keep a request as the example of its bucket."""
         tally = self._child(outcome)[0]
         place = bisect_left(tally.bounds, outcome.seconds)
-        tally.exemplars[place] = Exemplar({trace.kind: trace.id}, outcome.seconds, round(self._wall(), 3))
+        tally.exemplars[place] = Exemplar({found.kind: found.id}, outcome.seconds, round(self._wall(), 3))
 
     def _count(self) -> None:
         for outcome in self._pending:
@@ -114,7 +112,8 @@ class RequestCollector(Collector):
             tallies[0].add(outcome.seconds)
             if outcome.age is not None:
                 tallies[1].add(outcome.age)
-                self._render.add(outcome.render_seconds)
+                if outcome.render_seconds is not None:
+                    self._render.add(outcome.render_seconds)
             match outcome.outcome:
                 case Outcome.BYPASS:
                     self._bypassed[outcome.detail or "network-only"] += 1

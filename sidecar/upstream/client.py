@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
-from sidecar.service.trace import current_request_id
+from sidecar.service.trace import NO_TRACER, Tracer, current_request_id, trace_headers
 from sidecar.upstream.access import Access
 from sidecar.upstream.tls import trouble
 
@@ -87,10 +87,17 @@ class UpstreamClient:
     """Calls to the config service: bounded answers, no redirects, no cookies, no proxies from the environment."""
 
     def __init__(
-        self, base_url: str, *, connect_timeout: float, max_response: int, access: Access | None = None
+        self,
+        base_url: str,
+        *,
+        connect_timeout: float,
+        max_response: int,
+        access: Access | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._base = BaseAddress(base_url)
         self._access = access or Access()
+        self._tracer = tracer
         self._max_response = max_response
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),  # the bulkhead is the limit
@@ -159,10 +166,11 @@ class UpstreamClient:
                 method,
                 self._base.at(path),
                 data=data,
-                headers=headers,
+                headers={**headers, **trace_headers()},
                 allow_redirects=False,
                 **self._access.connection,
             ) as response:
+                self._tracer.note({"http.response.status_code": response.status})
                 if response.status == 304 and 304 in accepted:
                     return Response(304, response.headers, b"")
                 content = await self._read(response)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.core.errors import FailureKind, UpstreamFailure
-from sidecar.core.hop_by_hop import SAFE_METHODS, is_sound, values_of
+from sidecar.core.hop_by_hop import SAFE_METHODS, is_sound, method_label, values_of, without
 from sidecar.service.forwarding import ForwardRequest
+from sidecar.service.trace import NO_TRACER, Attributes, SpanKind, Tracer, trace_headers
 from sidecar.upstream.access import Access
+from sidecar.upstream.attempt_spans import server_attributes
 from sidecar.upstream.client import IDLE_SECONDS, BaseAddress, SoundRequest, failure_of
 
 MAX_HEAD_LINE = 65_536
@@ -64,12 +67,20 @@ class Forwarder:
     """
 
     def __init__(
-        self, base_url: str, *, connect_timeout: float, access: Access | None = None, adds_token: bool = False
+        self,
+        base_url: str,
+        *,
+        connect_timeout: float,
+        access: Access | None = None,
+        adds_token: bool = False,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """`adds_token`: whether a request without an Authorization of its own gets the sidecar's."""
         self._base = BaseAddress(base_url)
         self._access = access or Access()
         self._adds_token = adds_token
+        self._tracer = tracer
+        self._server: Attributes = server_attributes(base_url)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         # The proxy's bulkhead is the limit.
         self._kept = self._session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS), _trace())
@@ -99,15 +110,24 @@ class Forwarder:
     @asynccontextmanager
     async def open(self, request: ForwardRequest) -> AsyncIterator["Answer"]:
         """Send a request, and bring the head of its answer; raises `UpstreamFailure`."""
-        answer = Answer(await self._send(request))
-        try:
-            if not is_sound(answer.status, answer.reason, answer.headers):
-                raise UpstreamFailure(
-                    FailureKind.GARBAGE, "the config service answered with a head that cannot be passed on"
-                )
-            yield answer
-        finally:
-            await answer.close()
+        method = method_label(request.method)
+        with self._tracer.span("HTTP" if method == "other" else method, kind=SpanKind.CLIENT) as span:
+            if span is not None:  # else the client's own headers go on as they came
+                span.set({"http.request.method": "_OTHER" if method == "other" else method, **self._server})
+                request = _traced(request)
+            answer = Answer(await self._send(request))
+            try:
+                if span is not None:
+                    span.set({"http.response.status_code": answer.status})
+                    if answer.status >= 400:
+                        span.fail(str(answer.status))
+                if not is_sound(answer.status, answer.reason, answer.headers):
+                    raise UpstreamFailure(
+                        FailureKind.GARBAGE, "the config service answered with a head that cannot be passed on"
+                    )
+                yield answer
+            finally:
+                await answer.close()
 
     async def _send(self, request: ForwardRequest) -> aiohttp.ClientResponse:
         if request.body is None and request.method in SAFE_METHODS:
@@ -139,6 +159,12 @@ class Forwarder:
         if is_ours and response.status == 401:
             self._access.refused()
         return response
+
+
+def _traced(request: ForwardRequest) -> ForwardRequest:
+    """Return a request that has what is recorded here for a parent."""
+    headers = without(without(request.headers, "traceparent"), "tracestate")
+    return replace(request, headers=[*headers, *trace_headers().items()])
 
 
 def _seen(lost: "asyncio.Future[None]") -> None:

@@ -12,6 +12,7 @@ from sidecar.core.events import Retried, UpstreamAttempt
 from sidecar.core.model import Kept, Key
 from sidecar.core.retry import RetryBudget, RetryRule, Rng, next_delay
 from sidecar.service.ports import Clock, Observer
+from sidecar.upstream.attempt_spans import AttemptSpans
 from sidecar.upstream.breaker import Breaker
 
 NOT_ASKED = frozenset({FailureKind.CIRCUIT_OPEN, FailureKind.DEADLINE})
@@ -84,12 +85,22 @@ class GuardRules(NamedTuple):
 class Guard:
     """Call the upstream inside a deadline, whatever it does; one for all endpoints of one service."""
 
-    def __init__(self, rules: GuardRules, *, breaker: Breaker, clock: Clock, rng: Rng, observer: Observer) -> None:
+    def __init__(
+        self,
+        rules: GuardRules,
+        *,
+        breaker: Breaker,
+        clock: Clock,
+        rng: Rng,
+        observer: Observer,
+        spans: AttemptSpans | None = None,
+    ) -> None:
         self._rules = rules
         self._breaker = breaker
         self._clock = clock
         self._rng = rng
         self._observe = observer
+        self._spans = spans or AttemptSpans()
         self._quiet_until = -math.inf
         self._proven = False
 
@@ -138,7 +149,9 @@ class Guard:
         while True:
             attempts += 1
             try:
-                return await self._once(endpoint, attempt, deadline_at, known, rules, counts=not once)
+                return await self._once(
+                    endpoint, attempt, deadline_at, known, rules, counts=not once, resend_count=attempts - 1
+                )
             except UpstreamFailure as failure:
                 if last is not None and failure.kind in NOT_ASKED:
                     raise last from None
@@ -169,6 +182,7 @@ class Guard:
         rules: GuardRules,
         *,
         counts: bool,
+        resend_count: int,
     ) -> Confirmation[T]:
         async with self._slot(rules.bulkhead, deadline_at):
             remaining = deadline_at - self._clock()
@@ -179,7 +193,7 @@ class Guard:
                 raise UpstreamFailure(
                     FailureKind.CIRCUIT_OPEN, "the config service asked to be left alone (429)", retry_after=quiet_for
                 )
-            with self._breaker.permit() as permit:
+            with self._breaker.permit() as permit, self._spans.of(endpoint, resend_count):
                 sent_at = self._clock()
                 patience = min(rules.per_try_timeout, remaining)
                 result = "crashed"

@@ -90,8 +90,8 @@ def test_every_metric_that_is_used_exists() -> None:
 
 
 def families() -> set[str]:
-    """Return the names of all metrics of a sidecar with a store."""
-    metrics = Metrics(version="1", cache=MemoryCache(max_entries=1, max_bytes=1, clock=lambda: 0.0))
+    """Return the names of all metrics of a sidecar with a store and a collector."""
+    metrics = Metrics(version="1", cache=MemoryCache(max_entries=1, max_bytes=1, clock=lambda: 0.0), traces=True)
     metrics.has_store(_Store())
     return set(re.findall(r"^# TYPE (prompt_sidecar_\w+) ", metrics.expose(None)[0].decode(), re.MULTILINE))
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sidecar.core.policy import Policy
+from tests.collector import collector
 from tests.harness import (
     KEPT,
     PATH,
@@ -81,7 +82,7 @@ class Upstream:
         self.failing = False
 
     async def __call__(self, exchange: Exchange) -> None:
-        match exchange.node:
+        match exchange.node if exchange.body else "a static read":
             case "stale" if self.failing:
                 await exchange.answer(status=503)
             case node if node in TEMPLATES:
@@ -141,6 +142,8 @@ async def send_everything(client: Client, upstream: Upstream) -> None:
     assert (await client.send(b"\xff\xfe\xfd" + CANARY.encode())).status == 422
     beside = json.dumps({"node_name": CANARY}).encode()
     assert (await client.send(beside, path=f"/{CANARY}?{CANARY}={CANARY}")).status == 404  # passed on
+    async with client.session.get(f"{client.base}/api/v1/users/{USER}/placeholders") as response:
+        assert response.status == 404
     assert b" 400 " in await client.raw(f"{CANARY} {CANARY}\r\n\r\n".encode())
     begin = (
         f"POST {PATH} HTTP/1.1\r\nHost: [::1]\r\nX-Content: {CANARY}\r\nContent-Length: 900\r\n\r\n{CANARY}".encode()
@@ -168,11 +171,12 @@ def opened_by(pid: int) -> list[str]:
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-async def test_content_is_in_no_log_line_no_metric_no_file_and_never_reaches_the_upstream(
+async def test_content_is_in_no_log_line_no_metric_no_span_no_file_and_never_reaches_the_upstream(
     style: str, tmp_path: Path
 ) -> None:
     plays = Upstream()
     async with (
+        collector() as received,
         raw_upstream(plays) as upstream,
         sidecar_process(
             upstream.url,
@@ -186,6 +190,8 @@ async def test_content_is_in_no_log_line_no_metric_no_file_and_never_reaches_the
             POLICY__DEFAULT__STALE_WHILE_REVALIDATE="0s",
             BREAKER__FAIL_MAX="1000",
             LIMITS__MAX_BODY="64KiB",
+            TRACING__ENDPOINT=received.url,
+            TRACING__SAMPLE_RATIO="100%",
         ) as sidecar,
     ):
         await send_everything(sidecar, plays)
@@ -195,9 +201,15 @@ async def test_content_is_in_no_log_line_no_metric_no_file_and_never_reaches_the
     for told in ("prompt_served", "stale_prompt_served", "prompt_refused", "fetch_failed", "upstream_called"):
         assert told in log
     assert 'node="served"' in metrics
+    spans, of_nodes = repr(received.spans), {span.attributes.get("prompt_sidecar.node") for span in received.spans}
+    assert {"served", "metered", "stale", None} <= of_nodes
+    assert {"client", "server", "internal"} == {span.kind for span in received.spans}
+    assert {"render", "POST", "GET", f"POST {PATH}", "fetch static-read"} <= {span.name for span in received.spans}
     for secret in (CANARY, CANARY.upper(), SETTING, NODE, str(USER)):
         assert secret not in log
         assert secret not in metrics
+        assert secret not in spans
+        assert not any(secret.encode() in body for body in received.bodies)
     assert "Traceback" not in log
     assert upstream.requests
     passed_on = (f"POST /{CANARY}".encode(), f"POST {PATH}".encode())  # as it came, and what is not rendered here

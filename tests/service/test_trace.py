@@ -1,35 +1,55 @@
-"""Which trace a request belongs to (W3C Trace Context §3.2)."""
+"""What is passed on of a trace, and how a request can be found again."""
 
-import pytest
+import asyncio
 
-from sidecar.service.trace import Trace, trace_of
+from sidecar.core.trace_context import Trace
+from sidecar.service.trace import (
+    NO_TRACER,
+    current_request_id,
+    current_trace,
+    detached,
+    example,
+    trace_headers,
+)
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-SPAN = "00f067aa0ba902b7"
-PARENT = f"00-{TRACE}-{SPAN}-01"
+PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+UNSAMPLED = f"00-{TRACE}-00f067aa0ba902b7-00"
 
 
-@pytest.mark.parametrize(
-    ("traceparent", "request_id", "known"),
-    [
-        (PARENT, None, Trace("trace_id", TRACE, SPAN)),
-        (PARENT, "abc-1", Trace("trace_id", TRACE, SPAN)),
-        (f"cc-{TRACE}-00f067aa0ba902b7-01-what-the-future-holds", None, Trace("trace_id", TRACE, SPAN)),
-        (None, "abc-1", Trace("request_id", "abc-1")),
-        ("nonsense", "abc-1", Trace("request_id", "abc-1")),
-        (f"ff-{TRACE}-00f067aa0ba902b7-01", None, None),
-        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None, None),
-        (f"00-{TRACE}-{'0' * 16}-01", None, None),
-        (PARENT.upper(), None, None),
-        (f"{PARENT}\n", None, None),
-        (None, 'a"b', None),
-        (None, "a b", None),
-        (None, "x" * 65, None),
-        (None, "", None),
-        (None, None, None),
-    ],
-)
-def test_the_trace_comes_first_then_the_requests_id_then_none(
-    traceparent: str | None, request_id: str | None, known: Trace | None
-) -> None:
-    assert trace_of(traceparent, request_id) == known
+async def test_a_call_says_to_which_trace_it_belongs() -> None:
+    assert trace_headers() == {}
+    current_trace.set(Trace(PARENT))
+    assert trace_headers() == {"traceparent": PARENT}
+    current_trace.set(Trace(PARENT, "a=1"))
+    assert trace_headers() == {"traceparent": PARENT, "tracestate": "a=1"}
+
+
+async def test_a_sampled_trace_is_how_a_request_is_found_else_its_own_id() -> None:
+    assert example() is None
+    current_request_id.set("a-1")
+    assert example() == ("request_id", "a-1")
+    current_trace.set(Trace(UNSAMPLED))
+    assert example() == ("request_id", "a-1")  # nobody kept that trace
+    current_trace.set(Trace(PARENT))
+    assert example() == ("trace_id", TRACE)
+
+
+async def test_what_nobody_waits_for_is_a_trace_of_its_own() -> None:
+    async def headers() -> dict[str, str]:
+        return trace_headers()
+
+    with detached():
+        assert current_trace.get() is None
+    current_trace.set(Trace(PARENT))
+    with detached():
+        task = asyncio.create_task(headers())
+    assert trace_headers() == {"traceparent": PARENT}
+    assert await task == {}
+
+
+async def test_without_a_tracer_nothing_is_recorded() -> None:
+    with NO_TRACER.span("outer") as outer, NO_TRACER.span("inner") as inner:
+        NO_TRACER.note({"a": 1})
+        assert outer is inner is None
+        assert current_trace.get() is None

@@ -34,6 +34,15 @@ class Pod:
         self.child, self.settings = child, settings
         self.listen, self.ops = said["listen"], said["ops"]
 
+    async def warm_up(self) -> None:
+        """Have users warmed up who have not asked."""
+        asked = {"users": [*range(1000, 1050)], "nodes": [*NODES]}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"http://{self.ops}/admin/warm", json=asked) as response,
+        ):
+            assert response.status == 202, await response.text()
+
     def reload(self, text: str | None = None) -> None:
         if text is not None:
             self.settings.write_text(text)
@@ -163,6 +172,8 @@ async def test_an_outage_is_seen_on_every_panel_and_by_every_alert_that_it_conce
         await known(server, 'sum(prompt_sidecar_parity_checks_total{result="match"}) > 5')
         kept.reload()
         await known(server, "changes(prompt_sidecar_config_last_reload_success_timestamp_seconds[3s]) > 0")
+        await kept.warm_up()
+        await known(server, 'sum(rate(prompt_sidecar_warmup_pairs_total{result="stored"}[4s])) > 0')
         await watched.look()
         assert watched.fired == set()
 

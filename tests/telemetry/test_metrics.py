@@ -20,9 +20,11 @@ from sidecar.core.events import (
     RenderedEmpty,
     RequestOutcome,
     Retried,
+    SpansEnded,
     UpstreamAttempt,
 )
-from sidecar.service.trace import Trace, current_trace
+from sidecar.core.trace_context import Trace
+from sidecar.service.trace import current_trace
 from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.metrics import Metrics
 from tests.fakes import World, answered, loop_time
@@ -327,8 +329,35 @@ def test_without_a_store_nothing_is_said_of_one(scraped: Scraped) -> None:
     assert scraped.value("store_ok") is None
 
 
+def test_without_a_collector_nothing_is_said_of_spans(scraped: Scraped) -> None:
+    scraped.tell(SpansEnded("exported", 3))
+    assert scraped.value("spans_total", result="exported") is None
+
+
+def test_what_becomes_of_spans_is_counted_from_nought() -> None:
+    metrics = Metrics(version="1", cache=MemoryCache(max_entries=1, max_bytes=1, clock=lambda: 0.0), traces=True)
+    Dispatcher(metrics.handlers())(SpansEnded("queue_full", 3))
+    said = metrics.expose(None)[0].decode()
+    for result, count in (("exported", 0.0), ("queue_full", 3.0), ("refused", 0.0), ("unsent", 0.0)):
+        assert f'prompt_sidecar_spans_total{{result="{result}"}} {count}' in said
+
+
+def test_a_bypass_says_nothing_of_how_long_rendering_takes(scraped: Scraped) -> None:
+    scraped.tell(RequestOutcome("explain", Outcome.BYPASS, 0.3, None, 0.0, "rollout", 200))
+    assert scraped.value("render_duration_seconds_count") == 0
+    assert scraped.value("served_age_seconds_count", node="explain") == 1
+
+
+def test_a_trace_that_nobody_keeps_is_no_example(scraped: Scraped) -> None:
+    token = current_trace.set(Trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"))
+    scraped.tell(RequestOutcome("explain", Outcome.MISS, 0.3, 0.0, 0.0, None, 200))
+    current_trace.reset(token)
+    family = scraped.families(OPENMETRICS)["prompt_sidecar_request_duration_seconds"]
+    assert not any(sample.exemplar for sample in family.samples)
+
+
 def test_a_traced_request_is_the_example_of_its_bucket(scraped: Scraped) -> None:
-    token = current_trace.set(Trace("trace_id", "4bf92f3577b34da6a3ce929d0e0e4736"))
+    token = current_trace.set(Trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
     scraped.wall = 1234.5
     scraped.tell(RequestOutcome("explain", Outcome.MISS, 0.3, 0.0, 0.0, None, 200))
     current_trace.reset(token)

@@ -16,6 +16,7 @@ from sidecar.cache.memory import MemoryCache
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import (
     CertificateSeen,
+    CollectorChanged,
     Crashed,
     Event,
     FetchFailed,
@@ -190,6 +191,18 @@ SAID: dict[str, tuple[Event, str, str, dict[str, Any]]] = {
         "error",
         "settings_not_reloaded",
         {"problems": ["deadline: '4' is not allowed", "x: is no known key"]},
+    ),
+    "a collector in trouble": (
+        CollectorChanged("status 404", 7),
+        "warning",
+        "traces_not_sent",
+        {"error": "status 404", "lost_spans": 7},
+    ),
+    "a collector that takes traces again": (
+        CollectorChanged(None, 7),
+        "info",
+        "traces_sent_again",
+        {"lost_spans": 7},
     ),
     "a request passed on": (
         Proxied("GET", "2xx", 0.25),
