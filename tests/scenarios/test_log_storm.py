@@ -42,7 +42,7 @@ def happened(lines: Iterable[dict[str, Any]]) -> Counter[str]:
 
 def request(connection: str = "keep-alive") -> bytes:
     body = b'{"user_id": 1, "node_name": "explain", "context": {}}'
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nContent-Type: application/json\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

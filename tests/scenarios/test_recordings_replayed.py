@@ -31,8 +31,8 @@ PROMPTS = [each for each in RECORDINGS if each.got_a_prompt]
 REFUSALS = [each for each in RECORDINGS if each.asks_for_a_prompt and not each.got_a_prompt]
 THROUGH = [each for each in RECORDINGS if not each.asks_for_a_prompt]
 AT_ONCE = RetrySettings(backoff=0.001, max_backoff=0.001)
-ADDED_TO_STATIC_READS = ("cache-status", "age")
-ADDED_FOR_THE_WAY = FOR_ONE_HOP | {"x-forwarded-for"}
+ADDED_TO_STATIC_READS = ("cache-status", "age", "x-request-id")
+ADDED_FOR_THE_WAY = FOR_ONE_HOP | {"x-forwarded-for", "x-request-id"}
 LOOPBACK = "127.0.0.1"
 
 

@@ -136,7 +136,7 @@ async def hang_up_in_a_scrape(sidecar: Sidecar, *, after: int) -> None:
     """Ask for the metrics many times over, read so many bytes, and break the connection."""
     host, port = sidecar.ops.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
     if after:
         await reader.readexactly(after)
     writer.transport.abort()
@@ -155,7 +155,8 @@ async def test_scrapers_that_hang_up_in_the_middle_leave_no_line_no_task_and_no_
             await hang_up_in_a_scrape(sidecar, after=after)
             await sidecar.metrics()
             tasks, files = len(asyncio.all_tasks()), process.num_fds()
-            stream.truncate(0)
+            stream.seek(0)
+            stream.truncate()
             await asyncio.gather(*(hang_up_in_a_scrape(sidecar, after=after) for _ in range(3 * SCRAPERS)))
 
             async def is_over() -> bool:

@@ -30,7 +30,7 @@ USER = 7
 NEVER_OPENS = BreakerSettings(fail_max=1000)
 POLICY_SECONDS = 900
 CACHED = {"/api/v1/profiles*": Policy(strategy=Strategy.CACHE_FIRST, ttl=300)}
-OF_THE_MOMENT = {"Date", "Server", "Connection", "Age", "Cache-Status", "Content-Length"}
+OF_THE_MOMENT = {"Date", "Server", "Connection", "Age", "Cache-Status", "Content-Length", "X-Request-ID"}
 FAULTS = [Mode.UNAVAILABLE, Mode.ERROR, Mode.RESET, Mode.HANG, Mode.TOO_MANY]
 
 
