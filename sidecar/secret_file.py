@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-LARGEST = 64 * 1024
-"""Bytes: a chain of certificates takes some KiB, and a device or a log is no secret."""
+LARGEST = 1024 * 1024
+"""Bytes: a system's bundle of authorities takes a quarter of it, and a device or a log is no secret."""
 
 
 class SecretFileError(ValueError):

@@ -89,9 +89,11 @@ def expiry_of(tls: TlsSettings) -> float | None:
 
 def _trust(context: ssl.SSLContext, path: Path) -> None:
     try:
-        context.load_verify_locations(cadata=read_file(path).decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError) as error:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
         raise SecretFileError(f"upstream.tls.ca_file: {path} holds no certificates in PEM") from error
+    except OSError as error:
+        raise SecretFileError(f"upstream.tls.ca_file: {path} cannot be read: {error.strerror}") from error
 
 
 def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:

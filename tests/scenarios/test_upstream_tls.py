@@ -116,6 +116,16 @@ async def test_prompts_and_what_is_passed_on_come_by_tls(files: Files) -> None:
         assert 'certificate_expiry_timestamp_seconds{whose="server"} 3.2503' in await sidecar.metrics()
 
 
+async def test_authorities_may_stand_among_many_with_comments_in_any_tongue(files: Files) -> None:
+    many = b"".join(f"# Főtanúsítvány {n}\n".encode() + OTHERS.cert_pem.bytes() for n in range(150))
+    files.put("ca.pem", many + AUTHORITY.cert_pem.bytes())
+    async with (
+        raw_upstream(Service(), tls=speaks(AUTHORITY)) as upstream,
+        sidecar_with(by_tls(upstream.url, files)) as sidecar,
+    ):
+        assert (await sidecar.ask()).status == 200
+
+
 async def test_a_service_is_taken_for_the_name_that_the_settings_say(files: Files) -> None:
     async with (
         raw_upstream(Service(), tls=speaks(AUTHORITY, "config.internal")) as upstream,
