@@ -89,6 +89,18 @@ def key(leaf: trustme.LeafCert) -> bytes:
     return leaf.private_key_pem.bytes()
 
 
+def _refuse_or_ignore(connection: ssl.SSLSocket) -> None:
+    """Take what the client sends to its end: bytes that nobody read would make a reset of it, and lose the alert."""
+    with connection:
+        try:
+            connection.do_handshake()
+            connection.recv(65536)
+        except ssl.SSLError:
+            connection.shutdown(socket.SHUT_WR)
+            while socket.socket.recv(connection, 65536):
+                pass
+
+
 @contextmanager
 def strict_server(context: ssl.SSLContext) -> Iterator[str]:
     """Run a service that says why it refuses a handshake, as most do (asyncio's does not); yields the URL.
@@ -103,8 +115,8 @@ def strict_server(context: ssl.SSLContext) -> Iterator[str]:
                 plain, _ = listener.accept()
             except OSError:
                 return
-            with plain, suppress(OSError), context.wrap_socket(plain, server_side=True) as connection:
-                connection.recv(65536)
+            with suppress(OSError):
+                _refuse_or_ignore(context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False))
 
     thread = threading.Thread(target=serve)
     thread.start()
