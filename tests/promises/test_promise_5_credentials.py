@@ -393,7 +393,7 @@ async def test_a_credential_that_is_not_clear_is_refused(headers: bytes) -> None
         body = b'{"user_id": 1, "node_name": "explain", "context": {}}'
         for path in (b"generate-prompt", b"prompt-data"):
             answer = await sidecar.raw(
-                b"POST /api/v1/" + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + headers,
+                b"POST /api/v1/" + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + headers,
                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body),
             )
             assert answer.startswith(b"HTTP/1.1 400 ")
