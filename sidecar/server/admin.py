@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from sidecar.core.events import Refused
 from sidecar.core.routes import MOST_ID
@@ -31,13 +32,13 @@ class _Reset(msgspec.Struct, forbid_unknown_fields=True):
 class _Invalidate(msgspec.Struct, forbid_unknown_fields=True):
     """What is invalidated: exactly one of the three."""
 
-    user: Annotated[int, msgspec.Meta(gt=0, le=MOST_ID)] | None = None
-    node: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    all: Literal[True] | None = None
+    user: Annotated[int, msgspec.Meta(gt=0, le=MOST_ID)] | UnsetType = UNSET
+    node: Annotated[str, msgspec.Meta(min_length=1)] | UnsetType = UNSET
+    all: Literal[True] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Refuse none and several."""
-        if sum(each is not None for each in (self.user, self.node, self.all)) != 1:
+        if sum(each is not UNSET for each in (self.user, self.node, self.all)) != 1:
             raise ValueError("exactly one of user, node and all")
 
 
@@ -91,9 +92,9 @@ def admin_routes(
         return {"reset": reset_parity(asked.reset)}
 
     async def invalidate(asked: _Invalidate) -> object:
-        if asked.user is not None:
+        if asked.user is not UNSET:
             forgotten = await invalidations.user(asked.user)
-        elif asked.node is not None:
+        elif asked.node is not UNSET:
             forgotten = await invalidations.node(asked.node)
         else:
             forgotten = await invalidations.everything()

@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from sidecar.core.routes import MOST_ID
 from sidecar.server.body import BodyError, read_body
@@ -30,17 +31,17 @@ _Node = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be warm: exactly one of the three."""
 
-    pairs: list[tuple[_User, _Node]] | None = None
-    users: list[_User] | None = None
-    nodes: list[_Node] | None = None
+    pairs: list[tuple[_User, _Node]] | UnsetType = UNSET
+    users: list[_User] | UnsetType = UNSET
+    nodes: list[_Node] | UnsetType = UNSET
     from_store: bool = False
-    rate: Annotated[int, msgspec.Meta(gt=0, le=100_000)] | None = None
-    concurrency: Annotated[int, msgspec.Meta(gt=0, le=100)] | None = None
+    rate: Annotated[int, msgspec.Meta(gt=0, le=100_000)] | UnsetType = UNSET
+    concurrency: Annotated[int, msgspec.Meta(gt=0, le=100)] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Refuse none and several."""
-        crossed = self.users is not None and self.nodes is not None
-        if (self.users is None) != (self.nodes is None) or (self.pairs is not None) + crossed + self.from_store != 1:
+        crossed = self.users is not UNSET and self.nodes is not UNSET
+        if (self.users is UNSET) != (self.nodes is UNSET) or (self.pairs is not UNSET) + crossed + self.from_store != 1:
             raise ValueError("one of pairs, users and nodes, and from_store")
 
 
@@ -85,9 +86,9 @@ def warm_routes(
 
 
 def _pairs(asked: _Asked) -> tuple[AsyncIterator[Pair] | None, int | None]:
-    if asked.pairs is not None:
+    if asked.pairs is not UNSET:
         return listed(asked.pairs), len(asked.pairs)
-    if asked.users is not None and asked.nodes is not None:
+    if asked.users is not UNSET and asked.nodes is not UNSET:
         users, nodes = asked.users, asked.nodes
         return listed((user, node) for user in users for node in nodes), len(users) * len(nodes)
     return None, None
