@@ -370,3 +370,17 @@ def test_a_long_text_of_names_is_read_in_time() -> None:
     for text in ("a" + " " * 200_000 + '"', " " * 200_000 + '"', '"' + "\\\\" * 100_000):
         with pytest.raises(ValueError, match="a list of names"):
             Names().parse(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1", "::ffff:127.0.0.1"])
+def test_what_only_this_machine_can_reach_is_loopback(host: str) -> None:
+    assert Address(host, 8002).is_loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.3", "::ffff:10.0.0.3", "example.org"])
+def test_all_else_is_not(host: str) -> None:
+    assert not Address(host, 8002).is_loopback
+
+
+def test_a_host_name_is_written_as_it_is() -> None:
+    assert HostName().format("config.internal") == "config.internal"
