@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help run test check unit bench scaling lock docs dashboards screenshots clean
+.PHONY: help run test check unit bench scaling sbom lock docs dashboards screenshots clean
 
 help: ## Say what can be made.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,12 @@ bench: $(VENV)/.dev ## Compare a fresh hit, with telemetry and without, with a b
 
 scaling: $(VENV)/.dev ## Measure what Redis pays for a group, and simulate groups of up to 10,000 pods.
 	$(BIN)/python -m benchmarks.scaling
+
+sbom: $(VENV)/.dev ## List what runs in the sidecar, with licences, as CycloneDX JSON in dist/.
+	rm -rf dist/sbom-env && $(PYTHON) -m venv --without-pip dist/sbom-env
+	$(PIP) --python dist/sbom-env/bin/python install --require-hashes -r requirements.lock
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.cdx.json dist/sbom-env/bin/python
+	rm -rf dist/sbom-env
 
 docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, docs/status.*, the tables in docs/architecture.md.
 	$(BIN)/python -m sidecar.docgen
