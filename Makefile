@@ -53,7 +53,7 @@ scaling: $(VENV)/.dev ## Measure what Redis pays for a group, and simulate group
 sbom: $(VENV)/.dev ## List what runs in the sidecar, with licences, as CycloneDX JSON in dist/.
 	rm -rf dist/sbom-env && $(PYTHON) -m venv --without-pip dist/sbom-env
 	$(PIP) --python dist/sbom-env/bin/python install --require-hashes -r requirements.lock
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.cdx.json dist/sbom-env/bin/python
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --gather-license-texts --output-reproducible --of JSON -o dist/sbom.cdx.json dist/sbom-env/bin/python
 	rm -rf dist/sbom-env
 
 docs: $(VENV)/.dev ## Write again what is generated: config/sidecar.yaml, docs/settings.md, docs/status.*, the tables in docs/architecture.md.

@@ -24,8 +24,9 @@ def licence(name: str) -> str:
     """Return what a package says of its licence, in small letters."""
     package = distribution(name)
     said = package.metadata
-    classified = [each for each in said.get_all("Classifier", []) if each.startswith("License ::")]
-    words = " ".join([said.get("License-Expression", ""), said.get("License", "")[:60], *classified]).strip()
+    stated = [*(said.get_all("License-Expression") or ()), *(said.get_all("License") or ())]
+    classified = [each for each in said.get_all("Classifier") or () if each.startswith("License ::")]
+    words = " ".join([each[:60] for each in stated] + classified).strip()
     texts = [each.read_text()[:2000] for each in package.files or () if "LICENSE" in each.name.upper()]
     return (words or _recognised(" ".join(texts))).lower()
 
