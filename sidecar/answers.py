@@ -72,6 +72,7 @@ def _admin_calls(core: Core, settings: Settings) -> dict[tuple[str, str], Handle
     return admin_routes(
         core.shadow.reset,
         core.invalidations,
+        core.breaker,
         is_loopback=settings.ops.listen.is_loopback,
         token_file=settings.ops.admin_token_file,
         observer=core.observer,

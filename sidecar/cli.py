@@ -1,4 +1,4 @@
-"""The command: run | check-config | status | warm | invalidate | probe | demo | upstream."""
+"""The command: run | check-config | status | warm | invalidate | breaker | probe | demo | upstream."""
 
 import asyncio
 import gc
@@ -387,6 +387,27 @@ def invalidate(
     group = {True: f"; {told}", False: f"; {pending}", None: ""}[done["group_told"]]
     store = "the store's as soon as it answers" if done["store"] is None else f"{done['store']} in the store"
     click.echo(f"Invalidated: {done['memory']} entries in memory, {store}{group}.")
+
+
+@main.command(epilog="Exit codes: 0 done, 1 the sidecar cannot be reached or refuses, 2 usage.")
+@click.argument("state", type=click.Choice(["open", "closed", "auto"]))
+@click.option("--for", "held_for", metavar="DURATION", help="How long it is held; 10m by default, 1h at most.")
+@_ops_options
+def breaker(state: str, held_for: str | None, *, ops_url: str, token_file: Path | None) -> None:
+    """Hold the circuit to the config service open or closed for a while, or let it go (auto).
+
+    Held open, the service is not asked at all: what the policy allows is served from what is kept, everything else is
+    503. Held closed, it is asked however often it fails.
+    """
+    from sidecar.ops_client import OpsError, call
+
+    given = {"state": state} | ({} if held_for is None else {"for": held_for})
+    try:
+        done = call("POST", f"{ops_url}/admin/breaker", given, token_file=token_file)
+    except OpsError as error:
+        _die(str(error))
+    left = done["held_for_seconds"]
+    click.echo(f"The circuit is {done['state']}" + ("." if left is None else f", and is held so for {left:,.0f} s."))
 
 
 @main.command(

@@ -128,7 +128,12 @@ class StatusReport:
                 since=self._at(_last_turn(changes, self._started_at)),
                 retry_in_seconds=None if wait is None else round(wait, 3),
                 transitions=[says.Transition(self._at(at), to) for at, to in changes],
+                held_for_seconds=self._held_for() if name == "upstream" else None,
             )
+
+    def _held_for(self) -> float | None:
+        held = self._core.breaker.forced
+        return None if held is None else round(held[1], 3)
 
     def _warmup(self) -> dict[str, Any] | UnsetType:
         jobs = self._core.warm_jobs

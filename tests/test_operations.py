@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.demo.processes import PACKAGE_ROOT
+from sidecar.settings import keys
 from tests import needs
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,15 @@ def test_the_steps_of_the_first_try_do_what_the_page_says(tmp_path: Path) -> Non
             os.killpg(process.pid, signal.SIGKILL)
     log = work / "sidecar.log"
     assert process.returncode == 0, out[-3000:] + (log.read_text()[-3000:] if log.exists() else "")
+
+
+def test_what_it_costs_is_said_of_every_setting_and_of_nothing_else() -> None:
+    part = TEXT.split("\n## What each setting costs")[1]
+    said = [name for row in re.findall(r"(?m)^\| (`.*?) \|", part) for name in re.findall(r"`([a-z_.*]+)`", row)]
+    patterns = [re.compile(re.escape(each).replace(r"\*", ".+") + r"(\..+)?") for each in said]
+    known = [".".join(str(each) for each in key.path) for key in keys()]
+    assert [key for key in known if not any(each.fullmatch(key) for each in patterns)] == []
+    assert [each.pattern for each in patterns if not any(each.fullmatch(key) for key in known)] == []
 
 
 @pytest.mark.parametrize("page", ["operations.md"])

@@ -86,7 +86,7 @@ def _not_ready(status: Status) -> Found | None:
 
 def _circuit_open(status: Status) -> Found | None:
     circuit = _circuit(status, "upstream")
-    if circuit is None or circuit.state == "closed":
+    if circuit is None or circuit.state == "closed" or circuit.held_for_seconds is not None:
         return None
     wait = circuit.retry_in_seconds
     trial = "a trial call may go out now" if wait is None else f"the next trial call in {duration(wait)}"
@@ -94,6 +94,14 @@ def _circuit_open(status: Status) -> Found | None:
         f"The circuit to the config service is {circuit.state}{_because(status)}; {trial}.",
         status.upstream.failing_since or circuit.since,
     )
+
+
+def _circuit_held(status: Status) -> Found | None:
+    circuit = _circuit(status, "upstream")
+    if circuit is None or circuit.held_for_seconds is None:
+        return None
+    left = duration(circuit.held_for_seconds)
+    return Found(f"The circuit to the config service is held {circuit.state} by hand, for {left} more.", circuit.since)
 
 
 def _upstream_failing(status: Status) -> Found | None:
@@ -179,6 +187,14 @@ ROWS = (
         _covered,
         "Repair the config service before that; do not restart sidecars without a store meanwhile.",
         "stale-served",
+    ),
+    Row(
+        "circuit_held",
+        "The circuit is held by hand",
+        Level.WARNING,
+        _circuit_held,
+        "Let it go when the work at the config service is done: prompt-sidecar breaker auto.",
+        "circuit-open",
     ),
     Row(
         "circuit_open",

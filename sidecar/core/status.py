@@ -98,6 +98,9 @@ class Circuit(msgspec.Struct, frozen=True):
         Seconds | None, Meta(description="Until a trial call may go out; null where a call may go out now.")
     ]
     transitions: Annotated[list[Transition], Meta(description="Its last changes, oldest first; 100 at most.")]
+    held_for_seconds: Annotated[
+        Seconds | None, Meta(description="For how much longer somebody holds it in this state; null: nobody does.")
+    ] = None
 
 
 class Counts(msgspec.Struct, frozen=True):

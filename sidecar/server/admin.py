@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from sidecar.core.events import Refused
 from sidecar.core.routes import MOST_ID
+from sidecar.core.units import duration
 from sidecar.server.body import BodyError, read_body
 from sidecar.server.listener import Handler
 from sidecar.server.responses import problem
@@ -20,6 +21,10 @@ MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 5.0
 PARITY = "/admin/parity"
 INVALIDATE = "/admin/invalidate"
+BREAKER = "/admin/breaker"
+HELD = duration("1s", "1h")
+"""For how long a circuit can be held: so that one that was forgotten is let go within the hour."""
+HELD_BY_DEFAULT = "10m"
 T = TypeVar("T")
 
 
@@ -40,6 +45,35 @@ class _Invalidate(msgspec.Struct, forbid_unknown_fields=True):
         """Refuse none and several."""
         if sum(each is not UNSET for each in (self.user, self.node, self.all)) != 1:
             raise ValueError("exactly one of user, node and all")
+
+
+class _Breaker(msgspec.Struct, forbid_unknown_fields=True):
+    """In which state the circuit to the config service is held, and for how long."""
+
+    state: Literal["open", "closed", "auto"]
+    duration: str = msgspec.field(default=HELD_BY_DEFAULT, name="for")
+
+    def __post_init__(self) -> None:
+        """Refuse what is no duration."""
+        HELD.parse(self.duration)
+
+
+class Circuit(Protocol):
+    """A circuit that can be held; see `upstream.breaker`."""
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half-open`."""
+        ...
+
+    @property
+    def forced(self) -> tuple[str, float] | None:
+        """The state in which it is held, and for how many seconds more."""
+        ...
+
+    def force(self, state: str, seconds: float) -> None:
+        """Hold it."""
+        ...
 
 
 class Forgotten(Protocol):
@@ -80,6 +114,7 @@ class Invalidating(Protocol):
 def admin_routes(
     reset_parity: Callable[[str | None], list[str]],
     invalidations: Invalidating,
+    circuit: Circuit,
     *,
     is_loopback: bool,
     token_file: Path | None,
@@ -100,6 +135,11 @@ def admin_routes(
             forgotten = await invalidations.everything()
         return {"memory": forgotten.memory, "store": forgotten.store, "group_told": forgotten.told}
 
+    async def hold(asked: _Breaker) -> object:
+        circuit.force(asked.state, HELD.parse(asked.duration))
+        held = circuit.forced
+        return {"state": circuit.state, "held_for_seconds": None if held is None else round(held[1], 3)}
+
     def guarded(handler: Handler) -> Handler:
         async def allowed(request: web.BaseRequest) -> web.StreamResponse:
             refusal = _refusal(request, is_loopback=is_loopback, token_file=token_file)
@@ -112,6 +152,9 @@ def admin_routes(
 
     return {place: guarded(handler) for place, handler in (others or {}).items()} | {
         ("POST", PARITY): guarded(_answering(_Reset, parity, '{"reset": NODE}, or {"reset": null} for all nodes')),
+        ("POST", BREAKER): guarded(
+            _answering(_Breaker, hold, f'{{"state": "open", "closed" or "auto"}}, and "for": {HELD.allowed}')
+        ),
         ("POST", INVALIDATE): guarded(
             _answering(_Invalidate, invalidate, f'{{"user": 1 to {MOST_ID}}}, {{"node": NAME}} or {{"all": true}}')
         ),

@@ -16,6 +16,8 @@ from sidecar.core.errors import FailureKind, UpstreamFailure, Verdict
 from sidecar.core.events import BreakerChanged
 from sidecar.service.ports import Clock, Observer
 
+AUTO = "auto"
+"""What a circuit is when nobody holds it."""
 TRIAL_RETRY_AFTER = 1.0
 """Seconds to wait while another's trial call is out: about what an attempt takes."""
 
@@ -85,6 +87,8 @@ class Breaker:
         self._generation = 0
         self._trial_out = False
         self._state: str = pybreaker.STATE_CLOSED
+        self._forced: str | None = None
+        self._forced_until = 0.0
         self._circuit = pybreaker.CircuitBreaker(
             fail_max=fail_max,
             reset_timeout=reset_timeout,
@@ -99,6 +103,27 @@ class Breaker:
         self._circuit.fail_max = fail_max
         self._circuit.reset_timeout = reset_timeout
         self._circuit.success_threshold = success_threshold
+
+    def force(self, state: str, seconds: float) -> None:
+        """Hold the circuit `open` or `closed` for a while, whatever calls say; `auto`: hold it no more.
+
+        Held open, not even a trial call goes out; held closed, failures are not counted. Afterwards it is as any other:
+        an open one is due for its trial call.
+        """
+        if state == AUTO and self._forced == pybreaker.STATE_OPEN:
+            self._opened_at = -self._reset_timeout  # nobody knows how the upstream is: try
+        self._forced = None if state == AUTO else state
+        self._forced_until = self._clock() + seconds
+        if state == pybreaker.STATE_OPEN and self._state != pybreaker.STATE_OPEN:
+            self._circuit.open()
+        elif state == pybreaker.STATE_CLOSED and not self.is_closed:
+            self._circuit.close()
+
+    @property
+    def forced(self) -> tuple[str, float] | None:
+        """The state in which it is held, and for how many seconds more."""
+        left = self._forced_until - self._clock()
+        return (self._forced, left) if self._forced is not None and left > 0 else None
 
     @property
     def state(self) -> str:
@@ -115,6 +140,8 @@ class Breaker:
         state = self._state
         if state == pybreaker.STATE_CLOSED:
             return None
+        if (forced := self.forced) is not None:
+            return forced[1]
         if state == pybreaker.STATE_OPEN:
             left = self._opened_at + self._reset_timeout - self._clock()
             return left if left > 0 else None
@@ -126,7 +153,9 @@ class Breaker:
         if wait is not None:
             raise UpstreamFailure(
                 FailureKind.CIRCUIT_OPEN,
-                "the circuit to the config service is open after repeated failures",
+                "the circuit to the config service is open after repeated failures"
+                if self.forced is None
+                else "the circuit to the config service is held open",
                 retry_after=wait,
             )
         if self._state == pybreaker.STATE_OPEN:
@@ -144,7 +173,7 @@ class Breaker:
             self._trial_out = False
         if verdict is Verdict.SUCCESS:
             self._circuit.call(lambda: None)
-        elif verdict is Verdict.FAILURE:
+        elif verdict is Verdict.FAILURE and self.forced is None:
             with contextlib.suppress(_AttemptFailedError, pybreaker.CircuitBreakerError):
                 self._circuit.call(_failed)
 

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.events import Event, Refused
 from sidecar.server import admin
-from sidecar.server.admin import INVALIDATE, MAX_BODY, PARITY, admin_routes
+from sidecar.server.admin import BREAKER, INVALIDATE, MAX_BODY, PARITY, admin_routes
 from sidecar.server.ops import ops_routes
 from sidecar.service.invalidation import Forgotten
 from tests.wire import Answer, Wire, get, post, serving, wire
@@ -26,12 +26,24 @@ class Admin(NamedTuple):
     resets: list[str | None]
     invalidated: list[object]
     told: list[Event]
+    circuit: "FakeCircuit"
 
     async def reset(self, body: bytes = ALL, *headers: str) -> Answer:
         return await self.client.ask(post(body, *headers, path=PARITY))
 
     async def invalidate(self, body: bytes, *headers: str) -> Answer:
         return await self.client.ask(post(body, *headers, path=INVALIDATE))
+
+
+class FakeCircuit:
+    """Notes in which state it is held."""
+
+    def __init__(self) -> None:
+        self.state = "closed"
+        self.forced: tuple[str, float] | None = None
+
+    def force(self, state: str, seconds: float) -> None:
+        self.state, self.forced = ("closed", None) if state == "auto" else (state, (state, seconds))
 
 
 class FakeInvalidations:
@@ -67,10 +79,13 @@ async def administered(*, is_loopback: bool = True, token_file: Path | None = No
 
     invalidations = FakeInvalidations()
     told: list[Event] = []
-    calls = admin_routes(reset, invalidations, is_loopback=is_loopback, token_file=token_file, observer=told.append)
+    circuit = FakeCircuit()
+    calls = admin_routes(
+        reset, invalidations, circuit, is_loopback=is_loopback, token_file=token_file, observer=told.append
+    )
     routes = ops_routes(ready=lambda: True, metrics=nothing, admin=calls)
     async with serving(routes) as served, wire(served.port) as client:
-        yield Admin(client, resets, invalidations.asked, told)
+        yield Admin(client, resets, invalidations.asked, told, circuit)
         assert served.events == []
 
 
@@ -351,3 +366,29 @@ async def test_without_the_token_nothing_is_invalidated(token_file: Path) -> Non
         assert (await here.invalidate(b'{"all": true}')).status == 401
         assert here.invalidated == []
         assert (await here.invalidate(b'{"all": true}', f"Authorization: Bearer {TOKEN}")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "held", "answer"),
+    [
+        (b'{"state": "open"}', ("open", 600.0), {"state": "open", "held_for_seconds": 600.0}),
+        (b'{"state": "closed", "for": "90s"}', ("closed", 90.0), {"state": "closed", "held_for_seconds": 90.0}),
+        (b'{"state": "auto"}', None, {"state": "closed", "held_for_seconds": None}),
+    ],
+)
+async def test_the_circuit_is_held_for_a_while_or_let_go(body: bytes, held: object, answer: object) -> None:
+    async with administered() as here:
+        said = await here.client.ask(post(body, path=BREAKER))
+        assert (said.status, json.loads(said.body)) == (200, answer)
+        assert here.circuit.forced == held
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"state": "half-open"}', b'{"state": "open", "for": "2h"}', b'{"for": "1m"}']
+)
+async def test_what_is_no_state_or_too_long_holds_nothing(body: bytes) -> None:
+    async with administered() as here:
+        said = await here.client.ask(post(body, path=BREAKER))
+        assert said.status == 422
+        assert "a duration from 1s to 1h" in json.loads(said.body)["detail"]
+        assert here.circuit.forced is None

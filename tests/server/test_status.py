@@ -109,7 +109,14 @@ async def test_at_the_start_it_says_what_it_is_and_that_nothing_is_wrong() -> No
             "at": at(0),
             "started_at": at(0),
             "circuits": [
-                {"name": "upstream", "state": "closed", "since": at(0), "retry_in_seconds": None, "transitions": []}
+                {
+                    "name": "upstream",
+                    "state": "closed",
+                    "since": at(0),
+                    "retry_in_seconds": None,
+                    "transitions": [],
+                    "held_for_seconds": None,
+                }
             ],
             "nodes": [],
         }
@@ -450,3 +457,19 @@ async def test_head_answers_as_get_does_and_a_query_makes_no_difference(query: s
 async def test_it_is_not_for_learnflow() -> None:
     async with here() as sidecar, sidecar.session.get(f"{sidecar.base}/status") as response:
         assert response.status == 404  # the service's own
+
+
+async def test_a_circuit_that_is_held_is_a_reason_and_says_for_how_long() -> None:
+    async with here() as sidecar:
+        async with sidecar.session.post(
+            f"{sidecar.ops}/admin/breaker", json={"state": "open", "for": "5m"}
+        ) as response:
+            assert response.status == 200
+        status = await sidecar.status()
+        assert [each["kind"] for each in status["reasons"]] == ["circuit_held"]
+        assert status["circuits"][0]["state"] == "open"
+        assert 0 < status["circuits"][0]["held_for_seconds"] <= 300
+        assert (await sidecar.ask()).status == 503
+        async with sidecar.session.post(f"{sidecar.ops}/admin/breaker", json={"state": "auto"}) as response:
+            assert response.status == 200
+        assert (await sidecar.ask()).status == 200

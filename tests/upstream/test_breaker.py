@@ -441,3 +441,57 @@ class CircuitMachine(RuleBasedStateMachine):
 
 TestAnyOrderOfCalls = CircuitMachine.TestCase
 TestAnyOrderOfCalls.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+# Held by hand
+
+
+def test_held_open_nothing_goes_out_not_even_a_trial_and_later_it_is_due() -> None:
+    circuit = Circuit()
+    circuit.breaker.force("open", 60.0)
+    assert circuit.state == "open"
+    circuit.clock.advance(RESET_TIMEOUT + 1)
+    assert circuit.breaker.open_for() == pytest.approx(60.0 - RESET_TIMEOUT - 1)
+    with pytest.raises(UpstreamFailure, match="held open") as refused:
+        circuit.breaker.permit()
+    assert refused.value.kind is FailureKind.CIRCUIT_OPEN
+    circuit.clock.advance(60.0)
+    assert circuit.breaker.forced is None
+    circuit.call(SUCCESS)
+    assert circuit.state == "half-open"
+
+
+def test_held_closed_no_failure_opens_it_and_later_they_count_anew() -> None:
+    circuit = Circuit()
+    circuit.fail()
+    circuit.breaker.force("closed", 60.0)
+    assert circuit.state == "closed"
+    circuit.fail(10 * FAIL_MAX)
+    assert circuit.state == "closed"
+    circuit.clock.advance(60.0)
+    circuit.fail()
+    assert circuit.state == "open"
+
+
+def test_let_go_an_open_one_is_due_for_a_trial_call_at_once() -> None:
+    circuit = Circuit()
+    circuit.breaker.force("open", 60.0)
+    circuit.breaker.force("auto", 1.0)
+    assert (circuit.breaker.forced, circuit.permits()) == (None, True)
+    circuit.call(*[SUCCESS] * SUCCESS_THRESHOLD)
+    assert circuit.state == "closed"
+
+
+def test_one_that_nobody_holds_is_not_changed_by_letting_go() -> None:
+    circuit = Circuit()
+    circuit.fail()
+    circuit.breaker.force("auto", 1.0)
+    assert (circuit.state, circuit.permits()) == ("open", False)
+
+
+def test_a_call_from_before_it_was_held_says_nothing() -> None:
+    circuit = Circuit()
+    permit = circuit.breaker.permit()
+    circuit.breaker.force("open", 60.0)
+    ends(permit, SUCCESS)
+    assert circuit.state == "open"
