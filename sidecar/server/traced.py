@@ -11,7 +11,16 @@ from sidecar.core.hop_by_hop import method_label
 from sidecar.core.trace_context import trace_of
 from sidecar.server.listener import Handler, without_query
 from sidecar.server.responses import REQUEST_ID, cache_status_of
-from sidecar.service.trace import Attributes, Span, SpanKind, Tracer, clean_id, current_request_id, current_trace
+from sidecar.service.trace import (
+    Attributes,
+    Span,
+    SpanKind,
+    Tracer,
+    clean_id,
+    current_request_id,
+    current_trace,
+    given_request_id,
+)
 
 TRACEPARENT = istr("traceparent")
 TRACESTATE = istr("tracestate")
@@ -29,7 +38,9 @@ def traced(handler: Handler) -> Handler:
         headers = request.headers
         is_traced = TRACEPARENT in headers
         current_trace.set(trace_of(headers.getall(TRACEPARENT), headers.getall(TRACESTATE, ())) if is_traced else None)
-        request_id = clean_id(headers.get(REQUEST_ID)) or f"{ours}-{next(numbers):x}"
+        given = clean_id(headers.get(REQUEST_ID))
+        given_request_id.set(given)
+        request_id = given or f"{ours}-{next(numbers):x}"
         current_request_id.set(request_id)
         response = await handler(request)
         if isinstance(response, web.Response):  # what is written otherwise has its own way with headers

@@ -16,6 +16,8 @@ current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=No
 """Where the work at hand is; None: nobody said, and nobody records it. A task begins with that of whoever began it."""
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
 """The id of the request being answered, its client's or ours; None where there is no request."""
+given_request_id: ContextVar[str | None] = ContextVar("given_request_id", default=None)
+"""The same, if its client gave it."""
 
 
 class Example(NamedTuple):
@@ -26,11 +28,11 @@ class Example(NamedTuple):
 
 
 def example() -> Example | None:
-    """Return the trace of the request being answered if somebody records it, else the request's own id, else None."""
+    """Return the trace of the request being answered if somebody records it, else its client's id for it, else None."""
     trace = current_trace.get()
     if trace is not None and trace.is_sampled:
         return Example("trace_id", trace.trace_id)
-    request_id = current_request_id.get()
+    request_id = given_request_id.get()
     return None if request_id is None else Example("request_id", request_id)
 
 

@@ -12,7 +12,7 @@ from prometheus_client.samples import Exemplar
 
 from sidecar.core.errors import FAILURE_TABLE
 from sidecar.core.events import Outcome, RequestOutcome
-from sidecar.service.trace import Example, current_request_id, current_trace, example
+from sidecar.service.trace import Example, current_trace, example, given_request_id
 from sidecar.telemetry.stale_ends import StaleEnds
 
 OTHER = "other"
@@ -87,7 +87,7 @@ class RequestCollector(Collector):
         """Note a request; it is counted with others, when the code that counts is worth loading."""
         pending = self._pending
         pending.append(outcome)
-        if (current_trace.get() is not None or current_request_id.get() is not None) and (found := example()):
+        if (current_trace.get() is not None or given_request_id.get() is not None) and (found := example()):
             self._point_out(outcome, found)
         if len(pending) >= BATCH:
             self._count()

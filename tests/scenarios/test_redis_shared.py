@@ -13,7 +13,7 @@ from sidecar.core.policy import Policy
 from sidecar.core.servers import RedisUrl
 from sidecar.demo.reference.database import stable_id
 from sidecar.demo.reference.faults import Mode
-from sidecar.settings import RedisSettings, StoreKind, StoreSettings
+from sidecar.settings import RedisMode, RedisSettings, StoreKind, StoreSettings
 from tests.harness import Reference, Sidecar, reference, settings_for, sidecar_with
 from tests.redis_servers import Server, server
 
@@ -29,6 +29,7 @@ def store_at(url: str, **redis: Any) -> StoreSettings:
         "gather": 0.01,
         **redis,
     }
+    given["mode"] = RedisMode(given.get("mode", "single"))
     return StoreSettings(kind=StoreKind.REDIS, redis=RedisSettings(**given))
 
 

@@ -266,7 +266,7 @@ async def test_an_acl_user_with_a_password_file_that_is_rotated(kind: str, tmp_p
     password = tmp_path / "password"
     password.write_text("first\n")
     async with server(kind) as redis, reference(announce_version=False) as upstream:
-        rights = ("on", ">first", "~mine:*", "+@read", "+@write", "+@scripting", "+@connection")
+        rights = ("on", ">first", "~mine:*", "+@read", "+@write", "+@scripting", "+@connection", "+time")
         await redis.client.execute_command("ACL", "SETUSER", "sidecar", *rights)
         store = store_at(redis.url, username="sidecar", password_file=password, prefix="mine", **QUICK)
         async with sidecar_with(settings_for(upstream.url, policy=LONG, store=store)) as sidecar:

@@ -5,10 +5,10 @@ import asyncio
 from sidecar.core.trace_context import Trace
 from sidecar.service.trace import (
     NO_TRACER,
-    current_request_id,
     current_trace,
     detached,
     example,
+    given_request_id,
     trace_headers,
 )
 
@@ -27,7 +27,7 @@ async def test_a_call_says_to_which_trace_it_belongs() -> None:
 
 async def test_a_sampled_trace_is_how_a_request_is_found_else_its_own_id() -> None:
     assert example() is None
-    current_request_id.set("a-1")
+    given_request_id.set("a-1")
     assert example() == ("request_id", "a-1")
     current_trace.set(Trace(UNSAMPLED))
     assert example() == ("request_id", "a-1")  # nobody kept that trace
