@@ -46,7 +46,9 @@ def show(wanted: Wanted, *, sleep: Callable[[float], None] = time.sleep) -> Exit
         console.width = PLAIN_WIDTH
     if wanted.watch is None:
         return _once(wanted, console)
-    code, before = Exit.UNREACHABLE, signal.signal(signal.SIGTERM, _interrupt)
+    code = Exit.UNREACHABLE
+    # SIGINT, too: a shell has it ignored in what it starts in the background.
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         if wanted.as_json or not console.is_terminal:
             while True:
@@ -62,7 +64,8 @@ def show(wanted: Wanted, *, sleep: Callable[[float], None] = time.sleep) -> Exit
     except KeyboardInterrupt:
         return code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

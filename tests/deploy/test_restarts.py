@@ -130,7 +130,8 @@ async def a_connection_each(load: Load, port: int) -> None:
 async def kept_connections(load: Load, port: int) -> None:
     """Keep a connection as long as the sidecar does, and say on it, and in two pieces, what is to be said."""
     request = (
-        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(QUESTION)}\r\n"
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(QUESTION)}\r\n"
     )
     while True:
         try:
