@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from errno import EADDRINUSE
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from sidecar.service.trace import NO_TRACER
 from sidecar.settings import Address, Settings
 from sidecar.start_warm import begin_warm_up
 from sidecar.telemetry.log_setup import Logs
+from sidecar.unix_socket import unix_socket
 from sidecar.upstream.forward import Forwarder
 from sidecar.watch import watch
 from sidecar.wiring import Core, StartError, installed_version, open_core
@@ -78,6 +80,7 @@ async def running(
     async with (
         open_core(settings, clock=clock, wall=wall, rng=rng, drain=drain) as core,
         _forwarder(core) as forwarder,
+        _beside(settings.listen_unix) as beside,
     ):
         if logs is not None:
             core.metrics.has_log(lambda: logs.dropped)
@@ -111,6 +114,8 @@ async def running(
                 inherited.get("learnflow"),
                 may_be_reached=settings.listen_beyond_loopback,
             )
+            if beside is not None:
+                await web.SockSite(runner, beside, backlog=BACKLOG).start()
             if origin is not None and origin.path is not None:
                 failed = partial(_reload_failed, core.observer)
                 watching = watch(origin.path, reload, since=origin.read_as, failed=failed)
@@ -142,6 +147,12 @@ async def running(
     if logs is not None:
         logs.tell_all()
     log.info("stopped")
+
+
+@asynccontextmanager
+async def _beside(path: Path | None) -> AsyncIterator[socket.socket | None]:
+    with unix_socket(path) as bound:
+        yield bound
 
 
 def _reload_failed(observer: Observer, error: Exception) -> None:

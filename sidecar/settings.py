@@ -27,6 +27,7 @@ from sidecar.core.units import (
     Kind,
     ListenAddress,
     Names,
+    SocketPath,
     Switch,
     Whole,
     duration,
@@ -701,6 +702,11 @@ class Settings:
         Address("127.0.0.1", 8002),
         ListenAddress(),
         "where LearnFlow looks for the config service (PROMPT_SERVICE_URL); only its own pod may ask",
+    )
+    listen_unix: Path | None = setting(
+        None,
+        Either("null", SocketPath()),
+        "LearnFlow's listener at a Unix socket, too: for this user and group alone",
     )
     listen_beyond_loopback: bool = setting(
         False,  # noqa: FBT003 — a default, as every other key's

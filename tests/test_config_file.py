@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 from sidecar.config_file import ConfigError, Problem, default_path, load, shown
 from sidecar.core.policy import Policy, Strategy
 from sidecar.core.servers import RedisUrl, Word
-from sidecar.core.units import BaseUrl, Choice, Either, FilePath, HostName, Kind, ListenAddress, Names, Quantity, Whole
+from sidecar.core.units import (
+    BaseUrl,
+    Choice,
+    Either,
+    FilePath,
+    HostName,
+    Kind,
+    ListenAddress,
+    Names,
+    Quantity,
+    SocketPath,
+    Whole,
+)
 from sidecar.settings import (
     Address,
     CollectorUrl,
@@ -32,8 +44,8 @@ DURATION = "with its unit (ms, s, m, h, d)"
 DEADLINE = f"a duration from 10ms to 10m, {DURATION}"
 PERCENT = "a percentage from 0% to 100%, with its unit (%)"
 TTL = f"upstream | a duration from 0s to 30d, {DURATION}"
-TOP = "listen, listen_beyond_loopback, allowed_hosts, ops, upstream, deadline, retry, breaker, policy, render, "
-TOP += "rollout, shadow, routes, proxy, cache, store, warmup, limits, drain, log, metrics, tracing"
+TOP = "listen, listen_unix, listen_beyond_loopback, allowed_hosts, ops, upstream, deadline, retry, breaker, policy, "
+TOP += "render, rollout, shadow, routes, proxy, cache, store, warmup, limits, drain, log, metrics, tracing"
 LOG = "level, format, repeat_window, max_repeat_window, max_lines"
 POLICY = "strategy, ttl, max_ttl, stale_while_revalidate, stale_if_error, network_timeout"
 
@@ -495,6 +507,7 @@ def test_a_value_is_shown_short_and_on_one_line() -> None:
 
 SOME: dict[type[Kind[Any]], list[str]] = {
     FilePath: ["/etc/prompts.yaml", "a b/c", "./null"],
+    SocketPath: ["/run/learnflow.sock", "./false"],
     BaseUrl: ["http://a", "https://[::1]:1/b", "http://a-b.c:65535"],
     CollectorUrl: ["http://a", "https://[::1]:4318/v1/traces", "http://a-b.c:65535/x/"],
     RedisUrl: ["redis://a", "rediss://[::1]:1/5", "redis://a:1,b:2"],

@@ -49,6 +49,7 @@ KIB, MIB = 1024, 1024 * 1024
 def test_the_defaults_are_those_of_the_contract() -> None:
     assert Settings() == Settings(
         listen=Address("127.0.0.1", 8002),
+        listen_unix=None,
         listen_beyond_loopback=False,
         allowed_hosts=frozenset(),
         ops=OpsSettings(listen=Address("127.0.0.1", 9102), admin_token_file=None, max_connections=64),

@@ -271,6 +271,10 @@ def _unquoted(text: str) -> str:
         return ""  # which is no name
 
 
+LONGEST_SOCKET_PATH = 107
+"""Bytes that `sockaddr_un` holds, without the closing zero (unix(7))."""
+
+
 class FilePath(Kind[Path]):
     """The path of a file; whether there is one is for its reader to say."""
 
@@ -286,6 +290,19 @@ class FilePath(Kind[Path]):
         """Write the path; with a slash, so that it is taken for no word and no option."""
         text = str(value)
         return text if "/" in text else f"./{text}"
+
+
+class SocketPath(FilePath):
+    """The path of a Unix socket."""
+
+    allowed = "the path of a Unix socket, 107 bytes at most"
+
+    def parse(self, text: str) -> Path:
+        """Read a path that the kernel can take."""
+        path = super().parse(text)
+        if len(text.encode()) > LONGEST_SOCKET_PATH:
+            raise ValueError(self.allowed)
+        return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,13 @@ def test_another_circuit_is_no_reason_by_itself() -> None:
     assert judged(status(circuits=[Circuit("redis", "open", NOW, None, [])])) == (State.HEALTHY, [])
 
 
+@pytest.mark.parametrize("state", ["open", "closed"])
+def test_a_circuit_that_is_held_is_a_reason_of_its_own(state: str) -> None:
+    circuit = Circuit("upstream", state, ago(30), None, [], 300.0)
+    says = f"The circuit to the config service is held {state} by hand, for 5 min more."
+    assert only(circuits=[circuit]) == ("circuit_held", says, ago(30))
+
+
 @pytest.mark.parametrize(("error", "why"), [("read_timeout", "no answer in time"), ("new_word", "new_word")])
 def test_a_service_that_fails_is_told_with_its_last_error(error: str, why: str) -> None:
     fails = replace(FAILS, last_error=LastError(error, NOW))

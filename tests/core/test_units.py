@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.units import (
+    LONGEST_SOCKET_PATH,
     Address,
     BaseUrl,
     Choice,
@@ -18,6 +19,7 @@ from sidecar.core.units import (
     Kind,
     ListenAddress,
     Names,
+    SocketPath,
     Switch,
     Whole,
     duration,
@@ -384,3 +386,9 @@ def test_all_else_is_not(host: str) -> None:
 
 def test_a_host_name_is_written_as_it_is() -> None:
     assert HostName().format("config.internal") == "config.internal"
+
+
+def test_the_path_of_a_socket_is_as_long_as_the_kernel_can_take() -> None:
+    assert SocketPath().parse("/" + "a" * (LONGEST_SOCKET_PATH - 1))
+    with pytest.raises(ValueError, match="107 bytes at most"):
+        SocketPath().parse("/" + "a" * LONGEST_SOCKET_PATH)
