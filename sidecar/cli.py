@@ -394,7 +394,7 @@ def invalidate(
 @click.option("--for", "held_for", metavar="DURATION", help="How long it is held; 10m by default, 1h at most.")
 @_ops_options
 def breaker(state: str, held_for: str | None, *, ops_url: str, token_file: Path | None) -> None:
-    """Hold the circuit to the config service open or closed for a while, or let it go (auto).
+    """Hold the circuit open or closed for a while, or let it go.
 
     Held open, the service is not asked at all: what the policy allows is served from what is kept, everything else is
     503. Held closed, it is asked however often it fails.
