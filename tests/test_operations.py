@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.settings import keys
 from tests import needs
+from tests.redis_servers import free_port
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/operations.md").read_text("utf-8")
@@ -28,12 +28,6 @@ def steps() -> str:
     return "set -e\n" + "\n".join(tested)
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def test_the_steps_of_the_first_try_do_what_the_page_says(tmp_path: Path) -> None:
     needs.program("curl", from_="curl")
     command = tmp_path / "bin/prompt-sidecar"
@@ -42,7 +36,7 @@ def test_the_steps_of_the_first_try_do_what_the_page_says(tmp_path: Path) -> Non
     command.chmod(0o755)
     script = steps()
     for port in ("18002", "18003", "19102"):
-        script = script.replace(port, free_port())
+        script = script.replace(port, str(free_port()))
     work = tmp_path / "work"
     work.mkdir()
     environ = {

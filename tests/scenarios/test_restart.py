@@ -395,7 +395,7 @@ async def answers_after_a_restart(upstream: Reference, tmp_path: Path, kind: str
         answered = await sidecar.ask()
         took = time.monotonic() - started
         assert answered.prompt == prompt
-        assert took < 0.6, f"after {started - began:.1f} s of starting a process"
+        assert took < 2, f"after {started - began:.1f} s of starting a process"
 
 
 async def test_a_screen_of_the_bot_survives_a_restart(upstream: Reference, shelf: Shelf) -> None:

@@ -260,7 +260,7 @@ async def test_a_collector_that_hangs_holds_up_neither_a_prompt_nor_the_end() ->
             began = time.monotonic()
         ended = time.monotonic() - began
     assert slowest < QUICK_LIMIT
-    assert ended < 2.0
+    assert ended < 8.0
     # A hit makes two spans, the miss before them two more; five waited, and all else was dropped and counted.
     assert 'prompt_sidecar_spans_total{result="queue_full"} 37.0' in metrics
     assert 'prompt_sidecar_spans_total{result="exported"} 0.0' in metrics

@@ -158,7 +158,7 @@ async def test_a_collector_that_hangs_ends_in_bounded_time_and_its_spans_are_cou
             sender.add(span())
             await told.until(lambda: told.events == [CollectorChanged("slow", 0)])
             began = time.monotonic()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 10.0
     assert told.ended == {"unsent": 1}
 
 

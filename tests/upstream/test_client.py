@@ -200,7 +200,7 @@ async def test_who_leaves_early_closes_the_connection() -> None:
         call = asyncio.ensure_future(client.post(PATH, b"{}"))
         await began.wait()
         call.cancel()
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), 20)
         assert call.cancelled()
 
 

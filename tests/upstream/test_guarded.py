@@ -160,7 +160,7 @@ class World:
     async def has_leaked_nothing(self) -> bool:
         """Take all the bulkhead's places at once, and ask the breaker."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(5):
                 for _ in range(self.in_flight):
                     await self.bulkhead.take(1)
                 return self.breaker.open_for() is None

@@ -97,7 +97,7 @@ async def test_the_service_stops_while_requests_hang(client: Client, state: Stat
     await arrived(state)
     began = time.perf_counter()
     await client.server.close()
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10
     with pytest.raises(aiohttp.ClientConnectionError):
         await asking
 
