@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from sidecar.core.cache_status import Provenance
 from sidecar.core.credential import NOBODY, Credential, Credentials
@@ -57,9 +57,9 @@ class Reader:
         """Return what is asked, and how many bytes that took, or the refusal."""
         headers = request.headers
         try:
-            content_type = headers.get("Content-Type")
-            if (content_type != "application/json" and not is_json(content_type)) or "Content-Encoding" in headers:
-                status = 422 if self._as_today() and "Content-Encoding" not in headers else 415
+            content_type, is_encoded = headers.get(hdrs.CONTENT_TYPE), hdrs.CONTENT_ENCODING in headers
+            if is_encoded or (content_type != "application/json" and not is_json(content_type)):
+                status = 422 if self._as_today() and not is_encoded else 415
                 raise BodyError(
                     status, "The body must be JSON (Content-Type: application/json), without Content-Encoding."
                 )
@@ -108,13 +108,13 @@ class GeneratePrompt:
         """Answer one request, inside the deadline that begins here."""
         began_at, rules = self._clock(), self._manager.rules
         read = await self._reader.read(request, began_at)
-        if isinstance(read, web.Response):
+        if not isinstance(read, tuple):
             return read
         asked, weight = read
         credential = self._reader.credential(request, began_at)
-        if isinstance(credential, web.Response):
+        if not isinstance(credential, Credential):
             return credential
-        cache_control = request.headers.get("Cache-Control")
+        cache_control = request.headers.get(hdrs.CACHE_CONTROL)
         try:
             rendered = await self._manager.get_rendered_prompt(
                 asked.user_id,

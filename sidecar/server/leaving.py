@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Coroutine, Iterable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -20,20 +20,19 @@ Finished = tuple[web.StreamResponse, bool]
 
 
 class LeavingProtocol(RequestHandler):
-    """aiohttp's protocol, which can end its connection after the answer that is under way."""
+    """aiohttp's protocol, which can end its connection after the answer that is under way.
 
-    __slots__ = ("_heard_at", "_is_last", "_server")
+    `heard_at`: the loop's instant at which the client said something last; noted by the `data_received` of what is
+    made of this, so that there is one for each request.
+    """
+
+    __slots__ = ("_is_last", "_server", "heard_at")
 
     def __init__(self, server: "LeavingServer", **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
-        self._heard_at = self._loop.time()
+        self.heard_at = self._loop.time()
         self._is_last = False
-
-    def data_received(self, data: bytes) -> None:
-        """Take what the client says, and note when it did."""
-        self._heard_at = self._loop.time()
-        super().data_received(data)
 
     def goes_on(self) -> bool:
         """Return whether the connection takes requests after the answer that begins; if not, the answer says so."""
@@ -58,7 +57,7 @@ class LeavingProtocol(RequestHandler):
         """End a connection without a request under way, if nothing was heard, or answered, since an instant."""
         is_idle = self._waiter is not None and not self._waiter.done() and not self._force_close
         answered_at = self._next_keepalive_close_time - self._keepalive_timeout
-        if is_idle and max(self._heard_at, answered_at) <= since:
+        if is_idle and max(self.heard_at, answered_at) <= since:
             self._half_close()
 
     def _half_close(self) -> None:
@@ -84,8 +83,7 @@ class LeavingRequest(web.BaseRequest):
     @property
     def keep_alive(self) -> bool:
         """Whether the connection stays: asked once, when the answer's head is made."""
-        protocol = self._protocol
-        return super().keep_alive and isinstance(protocol, LeavingProtocol) and protocol.goes_on()
+        return not self._message.should_close and cast("LeavingProtocol", self._protocol).goes_on()
 
 
 class LeavingServer(web.Server):

@@ -15,7 +15,7 @@ from sidecar.server.connections import Connection, ConnectionLimits, SlowClients
 from sidecar.server.leaving import LINGER_SECONDS, LeavingProtocol, LeavingRequest, LeavingServer
 from sidecar.server.responses import REQUEST_ID, SERVER, problem
 from sidecar.service.ports import Observer
-from sidecar.service.trace import current_request_id
+from sidecar.service.trace import request_id
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers one request."""
@@ -26,11 +26,14 @@ READ_BUFFER = 65_536
 
 
 class _Request(LeavingRequest):
-    """A request whose answers say of their maker what we want said."""
+    """A request whose answers say of their maker what we want said, and what the request is known by."""
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         if response.headers.get("Server") == SERVER_SOFTWARE:  # aiohttp's and Python's versions
             response.headers["Server"] = SERVER
+        # What is written otherwise has its own way with headers.
+        if isinstance(response, web.Response) and (known_as := request_id()) is not None:
+            response.headers[REQUEST_ID] = known_as
 
 
 class _Protocol(LeavingProtocol):
@@ -49,12 +52,18 @@ class _Protocol(LeavingProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read; a body that breaks off into nonsense is told to the handler that waits for the rest of it."""
-        super().data_received(data)
+        self.heard_at = self._loop.time()
+        RequestHandler.data_received(self, data)  # for each request, and super() costs more
         if self._messages and self._current_request is not None and type(self._messages[-1][0]) is _ErrInfo:
             content = self._current_request.content
             if not content.is_eof() and content.exception() is None:
                 content.set_exception(RequestPayloadError("the body is not valid HTTP/1.1"))
                 content.feed_eof()  # the rest is not waited for
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 — its interface
+        """Read on, if reading was paused: aiohttp asks for it after each body, and it costs a tenth of a fresh hit."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def handle_error(
         self,
@@ -75,8 +84,6 @@ class _Protocol(LeavingProtocol):
             if exc is not None:
                 self._observe(Crashed("request", exc))
             response = problem(500, "The sidecar failed to answer; its log says why.")
-        if (request_id := current_request_id.get()) is not None:
-            response.headers[REQUEST_ID] = request_id
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
         response.force_close()
@@ -137,21 +144,22 @@ class Routes:
         """Answer as another does the requests that begin from now on."""
         self.__dict__ |= other.__dict__
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer by the table."""
+    def __call__(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        """Answer by the table; no coroutine of its own, as all requests come through here."""
         method, target = request.method, request.raw_path
         handler = self._table.get((method, target))
         if handler is None:
             # Only the query is left out: a path spelt in another way is another path, for the upstream to judge.
             path = without_query(target)
-            handler = self._table.get((method, path))
+            handler = self._table.get((method, path)) or self._elsewhere
             if handler is None:
-                if self._elsewhere is not None:
-                    return await self._elsewhere(request)
-                if allowed := self._methods.get(path):
-                    return problem(405, f"{path} takes {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
-                return problem(404, "There is nothing at this path.")
-        return await handler(request)
+                return self._nothing(path)
+        return handler(request)
+
+    async def _nothing(self, path: str) -> web.StreamResponse:
+        if allowed := self._methods.get(path):
+            return problem(405, f"{path} takes {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+        return problem(404, "There is nothing at this path.")
 
 
 def without_query(target: str) -> str:

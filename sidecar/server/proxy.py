@@ -20,7 +20,7 @@ from sidecar.server.passage import Passage, Patience, Upload
 from sidecar.server.responses import problem
 from sidecar.service.forwarding import Forwarding, ForwardRequest, Write, WriteEnd, WriteWatch
 from sidecar.service.ports import Clock, Observer
-from sidecar.service.trace import current_request_id
+from sidecar.service.trace import request_id
 
 RETRY_AFTER_SECONDS = 1
 """What a client is told to wait: how long it will take, nobody knows."""
@@ -93,8 +93,8 @@ class Proxy:
         except ValueError as error:
             return _refuse(request, 400, f"The request cannot be passed on: {error}."), "refused"
         headers = with_forwarded_for(end_to_end(given), request.remote)
-        if (request_id := current_request_id.get()) is not None and values_of(headers, "x-request-id") != [request_id]:
-            headers = [*without(headers, "x-request-id"), ("X-Request-Id", request_id)]
+        if (known_as := request_id()) is not None and values_of(headers, "x-request-id") != [known_as]:
+            headers = [*without(headers, "x-request-id"), ("X-Request-Id", known_as)]
         if host is not None:  # it counts, not what the header says (RFC 9112 §3.2.2)
             headers = [("Host", host), *without(headers, "host")]
         if not await self._takes_a_slot():

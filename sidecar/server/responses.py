@@ -14,7 +14,7 @@ from multidict import istr
 from sidecar.core.cache_status import Provenance, cache_status
 from sidecar.core.errors import PromptError
 from sidecar.core.model import Rendered
-from sidecar.service.trace import current_request_id
+from sidecar.service.trace import request_id
 
 _encoder = msgspec.json.Encoder()
 PROBLEM = "application/problem+json"
@@ -73,8 +73,8 @@ class PromptResponse(web.StreamResponse):
         body = self._whole
         p = self._provenance
         connection = _CONNECTION[self._persistent, request.version == HttpVersion10]
-        request_id = current_request_id.get()
-        id_line = "" if request_id is None else f"{REQUEST_ID}: {request_id}\r\n"
+        known_as = request_id()
+        id_line = "" if known_as is None else f"X-Request-Id: {known_as}\r\n"
         head = (
             f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             f"Cache-Status: {cache_status(p)}\r\nAge: {age_seconds(p)}\r\nDate: {_http_date(int(time.time()))}\r\n"

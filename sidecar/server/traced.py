@@ -1,51 +1,73 @@
 """A handler whose requests are known by id and trace while they are answered, and recorded where there is a tracer."""
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from itertools import count
 
 from aiohttp import web
-from multidict import istr
+from multidict import CIMultiDictProxy, istr
 
 from sidecar.core.hop_by_hop import method_label
-from sidecar.core.trace_context import trace_of
+from sidecar.core.trace_context import Trace, trace_of
 from sidecar.server.listener import Handler, without_query
 from sidecar.server.responses import REQUEST_ID, cache_status_of
 from sidecar.service.trace import (
+    AS_ASKED,
     Attributes,
     Span,
     SpanKind,
     Tracer,
     clean_id,
-    current_request_id,
-    current_trace,
-    given_request_id,
+    current_request,
 )
 
 TRACEPARENT = istr("traceparent")
 TRACESTATE = istr("tracestate")
 
 
+class Incoming:
+    """A request by its headers; see `service.trace.Incoming`. They are read when somebody asks, which costs less."""
+
+    __slots__ = ("_headers", "_id", "_trace")
+
+    def __init__(self, headers: CIMultiDictProxy[str]) -> None:
+        self._headers = headers
+        self._id: str | None = None
+        self._trace: Trace | None = AS_ASKED
+
+    @property
+    def id(self) -> str:
+        """Its own; where it has none, or one that may not be repeated, it gets one."""
+        if self._id is None:
+            self._id = self.given_id or f"{_OURS}-{next(_numbers):x}"
+        return self._id
+
+    @property
+    def given_id(self) -> str | None:
+        """Its own, if it may be repeated."""
+        given = self._headers.get(REQUEST_ID)
+        return None if given is None else clean_id(given)
+
+    @property
+    def trace(self) -> Trace | None:
+        """What its headers say."""
+        if self._trace is AS_ASKED:
+            headers = self._headers
+            said = TRACEPARENT in headers
+            self._trace = trace_of(headers.getall(TRACEPARENT), headers.getall(TRACESTATE, ())) if said else None
+        return self._trace
+
+
+_OURS, _numbers = secrets.token_hex(4), count(1)
+
+
 def traced(handler: Handler) -> Handler:
-    """Return a handler that notes id and trace of a request, and says the id on its answer.
+    """Return a handler that notes by what a request is known while it is answered."""
 
-    A request without an id of its own, or with one that may not be repeated, gets one.
-    """
-    ours, numbers = secrets.token_hex(4), count(1)
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    def answer(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         # Nothing is put back at the end: each request has a task, and so a context, of its own.
-        headers = request.headers
-        is_traced = TRACEPARENT in headers
-        current_trace.set(trace_of(headers.getall(TRACEPARENT), headers.getall(TRACESTATE, ())) if is_traced else None)
-        given = clean_id(headers.get(REQUEST_ID))
-        given_request_id.set(given)
-        request_id = given or f"{ours}-{next(numbers):x}"
-        current_request_id.set(request_id)
-        response = await handler(request)
-        if isinstance(response, web.Response):  # what is written otherwise has its own way with headers
-            response.headers[REQUEST_ID] = request_id
-        return response
+        current_request.set(Incoming(request.headers))
+        return handler(request)
 
     return answer
 

@@ -12,12 +12,48 @@ from sidecar.core.trace_context import UNSAMPLED, Trace
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,64}")
 """What identifiers are made of; anything else may be anything, and is not repeated."""
-current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
-"""Where the work at hand is; None: nobody said, and nobody records it. A task begins with that of whoever began it."""
-current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
-"""The id of the request being answered, its client's or ours; None where there is no request."""
-given_request_id: ContextVar[str | None] = ContextVar("given_request_id", default=None)
-"""The same, if its client gave it."""
+AS_ASKED = Trace("as asked")
+"""Says that the work at hand is where its request said."""
+
+
+class Incoming(Protocol):
+    """What a request is known by while it is answered; read when somebody asks, which for most hits nobody does."""
+
+    @property
+    def id(self) -> str:
+        """Its client's id for it, or ours."""
+        ...
+
+    @property
+    def given_id(self) -> str | None:
+        """Its client's id for it, if that may be repeated."""
+        ...
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace that it says it belongs to."""
+        ...
+
+
+current_request: ContextVar[Incoming | None] = ContextVar("current_request", default=None)
+"""The request being answered. A task begins with that of whoever began it."""
+current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=AS_ASKED)
+"""Where the work at hand is, if not where its request said; None: nobody said, and nobody records it."""
+
+
+def trace_at_hand() -> Trace | None:
+    """Return where the work at hand is; None: nobody said, and nobody records it."""
+    trace = current_trace.get()
+    if trace is not AS_ASKED:
+        return trace
+    request = current_request.get()
+    return None if request is None else request.trace
+
+
+def request_id() -> str | None:
+    """Return the id of the request being answered, its client's or ours; None where there is no request."""
+    request = current_request.get()
+    return None if request is None else request.id
 
 
 class Example(NamedTuple):
@@ -29,21 +65,22 @@ class Example(NamedTuple):
 
 def example() -> Example | None:
     """Return the trace of the request being answered if somebody records it, else its client's id for it, else None."""
-    trace = current_trace.get()
+    trace = trace_at_hand()
     if trace is not None and trace.is_sampled:
         return Example("trace_id", trace.trace_id)
-    request_id = given_request_id.get()
-    return None if request_id is None else Example("request_id", request_id)
+    request = current_request.get()
+    given = None if request is None else request.given_id
+    return None if given is None else Example("request_id", given)
 
 
-def clean_id(request_id: str | None) -> str | None:
+def clean_id(given: str | None) -> str | None:
     """Return an id that may be repeated, else None."""
-    return request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
 def trace_headers() -> dict[str, str]:
     """Return what tells the upstream which trace a call belongs to."""
-    trace = current_trace.get()
+    trace = trace_at_hand()
     if trace is None or trace.detached:
         return {}
     if trace is UNSAMPLED:
@@ -55,7 +92,7 @@ def trace_headers() -> dict[str, str]:
 @contextmanager
 def detached() -> Iterator[None]:
     """Begin tasks that nobody waits for: they are traces of their own, linked to the one that led to them."""
-    trace = current_trace.get()
+    trace = trace_at_hand()
     if trace is None or trace is UNSAMPLED:
         yield
         return

@@ -16,7 +16,7 @@ import structlog
 
 from sidecar.core.repeats import RepeatRule, Repeats, Sum
 from sidecar.core.trace_context import UNSAMPLED
-from sidecar.service.trace import current_request_id, current_trace
+from sidecar.service.trace import request_id, trace_at_hand
 from sidecar.settings import LogFormat, LogLevel, LogSettings
 from sidecar.telemetry.log_events import EVENTS
 from sidecar.telemetry.log_writer import LogWriter
@@ -138,9 +138,9 @@ class Logs:
 
     def _stamp(self, _: Any, level: str, fields: Fields) -> Fields:
         stamped: dict[str, Any] = {"timestamp": _rfc3339(self._wall()), "level": level, "event": fields.pop("event")}
-        if (request_id := current_request_id.get()) is not None:
-            stamped["request_id"] = request_id
-        if (trace := current_trace.get()) is not None and trace is not UNSAMPLED:
+        if (known_as := request_id()) is not None:
+            stamped["request_id"] = known_as
+        if (trace := trace_at_hand()) is not None and trace is not UNSAMPLED:
             stamped |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
         return {**stamped, **fields}
 

@@ -12,7 +12,7 @@ from prometheus_client.samples import Exemplar
 
 from sidecar.core.errors import FAILURE_TABLE
 from sidecar.core.events import Outcome, RequestOutcome
-from sidecar.service.trace import Example, current_trace, example, given_request_id
+from sidecar.service.trace import example
 from sidecar.telemetry.stale_ends import StaleEnds
 
 OTHER = "other"
@@ -23,6 +23,8 @@ RENDER_BUCKETS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.
 """Seconds: a plain template takes about 10 µs; the cap is 100 ms."""
 AGE_BUCKETS = (1, 10, 30, 60, 300, 600, 900, 1800, 3600, 5400)
 """Seconds: the ttl is minutes to an hour, the end of use a quarter of an hour later."""
+SLOW_SECONDS = 0.01
+"""Longer than a prompt at hand takes."""
 BATCH = 128
 """Requests counted together: one by one, cold, costs about ten times as much; so many take a tenth of a millisecond."""
 CHILDREN_AT_ONCE = 4
@@ -87,9 +89,10 @@ class RequestCollector(Collector):
         """Note a request; it is counted with others, when the code that counts is worth loading."""
         pending = self._pending
         pending.append(outcome)
-        if (current_trace.get() is not None or given_request_id.get() is not None) and (found := example()):
-            self._point_out(outcome, found)
-        if len(pending) >= BATCH:
+        waiting = len(pending)
+        if waiting == 1 or outcome.seconds > SLOW_SECONDS:  # of the many that are alike, one in a batch is enough
+            self._point_out(outcome)
+        if waiting >= BATCH:
             self._count()
 
     def add_uncommon(self, outcome: RequestOutcome) -> None:
@@ -98,10 +101,14 @@ class RequestCollector(Collector):
             self._ends.note(outcome.node or OTHER, outcome.usable_until, self._clock())
         elif outcome.outcome is Outcome.MISS:
             self._ends.forget(outcome.node or OTHER)
+        self._point_out(outcome)
         self.add(outcome)
 
-    def _point_out(self, outcome: RequestOutcome, found: Example) -> None:
-        """Keep a request as the example of its bucket."""
+    def _point_out(self, outcome: RequestOutcome) -> None:
+        """Keep a request as the example of its bucket, if it can be found again."""
+        found = example()
+        if found is None:
+            return
         tally = self._child(outcome)[0]
         place = bisect_left(tally.bounds, outcome.seconds)
         tally.exemplars[place] = Exemplar({found.kind: found.id}, outcome.seconds, round(self._wall(), 3))

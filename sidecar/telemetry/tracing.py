@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sidecar.core.events import FreshHit, Outcome, RequestOutcome, UpstreamAttempt
 from sidecar.core.trace_context import UNSAMPLED, Trace
 from sidecar.service.ports import Clock
-from sidecar.service.trace import Attributes, SpanKind, current_trace
+from sidecar.service.trace import Attributes, SpanKind, current_trace, trace_at_hand
 from sidecar.telemetry.dispatch import Handlers
 
 RANDOM_BITS = 64
@@ -70,7 +70,7 @@ class Tracing:
 
         What nobody else decided is decided by chance, where the trace begins.
         """
-        above = current_trace.get()
+        above = trace_at_hand()
         if above is None:
             drawn = self._random_bits(RANDOM_BITS)
             return self._begun(name, kind, drawn, None) if drawn < self._bound else _Unsampled()
@@ -93,7 +93,7 @@ class Tracing:
 
     def _at_hand(self) -> Recorded | None:
         """Return the open span, unless what goes on has left it behind."""
-        span, trace = self._open.get(), current_trace.get()
+        span, trace = self._open.get(), trace_at_hand()
         if span is None or trace is None or trace.detached or trace.span_id != span.span_id:
             return None
         return span

@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
 from sidecar.core.errors import Answer, FailureKind, UpstreamFailure, kind_of_status
-from sidecar.service.trace import NO_TRACER, Tracer, current_request_id, trace_headers
+from sidecar.service.trace import NO_TRACER, Tracer, request_id, trace_headers
 from sidecar.upstream.access import Access
 from sidecar.upstream.tls import trouble
 
@@ -154,8 +154,8 @@ class UpstreamClient:
     ) -> Response:
         """Make one call; raises `UpstreamFailure` for any status but those accepted, and for what is no answer."""
         data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY else body
-        if (request_id := current_request_id.get()) is not None:  # of who began a fetch that others share
-            headers = {**headers, "X-Request-Id": request_id}
+        if (known_as := request_id()) is not None:  # of who began a fetch that others share
+            headers = {**headers, "X-Request-Id": known_as}
         is_own = authorization is None
         if is_own:
             authorization = self._access.authorization

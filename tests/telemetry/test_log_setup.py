@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 import structlog
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from sidecar.core.errors import FailureKind
 from sidecar.core.events import FetchFailed, NotRendered, Outcome, RequestOutcome, RolledBack
 from sidecar.core.repeats import MOST_KINDS
 from sidecar.core.trace_context import Trace
-from sidecar.service.trace import current_request_id, current_trace
+from sidecar.server.traced import Incoming
+from sidecar.service.trace import current_request, current_trace
 from sidecar.settings import LogFormat, LogLevel, LogSettings
 from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.log_setup import Logs, may_colour
@@ -216,7 +218,7 @@ def test_a_line_has_the_ids_of_its_request_right_after_its_name() -> None:
     told = Told()
 
     def request() -> None:
-        current_request_id.set("a-1")
+        current_request.set(Incoming(CIMultiDictProxy(CIMultiDict({"X-Request-Id": "a-1"}))))
         current_trace.set(Trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
         told.observe(REFUSED)
 

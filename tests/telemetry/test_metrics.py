@@ -371,6 +371,22 @@ def test_a_traced_request_is_the_example_of_its_bucket(scraped: Scraped) -> None
     assert b" # {" not in scraped.metrics.expose(None)[0]
 
 
+def test_of_fresh_hits_the_first_of_a_batch_and_each_slow_one_is_an_example(scraped: Scraped) -> None:
+    def hit(seconds: float, trace: int) -> None:
+        token = current_trace.set(Trace(f"00-{trace:032x}-00f067aa0ba902b7-01"))
+        scraped.tell(FreshHit("explain", Outcome.FRESH, seconds, 0.0, 1.0, None, 200))
+        current_trace.reset(token)
+
+    for trace, seconds in enumerate((0.0002, 0.0002, 0.04, 0.0002), 1):
+        hit(seconds, trace)
+    family = scraped.families(OPENMETRICS)["prompt_sidecar_request_duration_seconds"]
+    found = {s.labels["le"]: int(s.exemplar.labels["trace_id"], 16) for s in family.samples if s.exemplar}
+    assert found == {"0.00025": 1, "0.05": 3}
+    hit(0.0002, 5)  # a scrape begins a batch, too
+    family = scraped.families(OPENMETRICS)["prompt_sidecar_request_duration_seconds"]
+    assert 5 in {int(s.exemplar.labels["trace_id"], 16) for s in family.samples if s.exemplar}
+
+
 def test_settings_are_told_when_they_were_taken(scraped: Scraped) -> None:
     assert scraped.value("config_last_reload_successful") == 0
     scraped.metrics.settings_loaded(1_790_000_000.0)

@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.core.events import Event, FreshHit, Outcome, RequestOutcome, UpstreamAttempt
 from sidecar.core.trace_context import Trace
-from sidecar.service.trace import SpanKind, current_trace, detached, trace_headers
+from sidecar.service.trace import SpanKind, current_trace, detached, trace_at_hand, trace_headers
 from sidecar.telemetry.dispatch import Dispatcher
 from sidecar.telemetry.tracing import Recorded, Tracing
 
@@ -49,7 +49,7 @@ async def test_spans_lie_within_each_other_and_last_as_long_as_the_work() -> Non
     )
     assert (inner.name, inner.parent_id, inner.trace_id) == ("inner", outer.span_id, outer.trace_id)
     assert (inner.began_at, inner.ended_at) == (1_001.0, 1_003.0)
-    assert current_trace.get() is None
+    assert trace_at_hand() is None
 
 
 async def test_a_request_that_brings_a_trace_is_part_of_it_and_so_is_what_goes_on() -> None:
