@@ -66,7 +66,7 @@ async def measure(*, rate: int, seconds: float, users: int, max_bytes: str) -> F
         cores = await _steady(port, process, rate=rate, seconds=seconds)
         at_load = _mib(process)
         filling = await _fill(port, process, users=users)
-        status = await ask_once(ops, b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+        status = await ask_once(ops, b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
         entries: int = json.loads(status.partition(b"\r\n\r\n")[2])["cache"]["entries"]
         return Footprint(at_rest, at_load, _mib(process), cores, filling, entries)
 
