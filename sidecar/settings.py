@@ -851,6 +851,8 @@ def _of_the_upstream(settings: Settings) -> Iterator[Contradiction]:
         yield Contradiction(("upstream", "tls", absent), ("upstream", "tls", given), "a file, with")
     if settings.proxy.add_token and upstream.token_file is None:
         yield Contradiction(("proxy", "add_token"), ("upstream", "token_file"), "false, or a file in")
+    if settings.proxy.add_token and settings.listen_beyond_loopback:
+        yield Contradiction(("proxy", "add_token"), ("listen_beyond_loopback",), "false, with")
     has_key = store.encryption_key_file is not None or store.signing_key_file is not None
     if upstream.forward_authorization and store.kind is not StoreKind.NONE and not has_key:
         yield Contradiction(

@@ -293,6 +293,16 @@ def with_redis(**given: Any) -> Settings:
             id="no token to add",
         ),
         pytest.param(
+            Settings(
+                proxy=ProxySettings(add_token=True),
+                upstream=UpstreamSettings(token_file=Path("a")),
+                listen_beyond_loopback=True,
+            ),
+            ("proxy", "add_token"),
+            ("listen_beyond_loopback",),
+            id="a token lent to whoever reaches the machine",
+        ),
+        pytest.param(
             Settings(upstream=UpstreamSettings(forward_authorization=True)),
             ("upstream", "forward_authorization"),
             ("store", "signing_key_file"),

@@ -143,7 +143,8 @@ class Forwarder:
         self, session: aiohttp.ClientSession, request: ForwardRequest, **options: Any
     ) -> aiohttp.ClientResponse:
         headers = request.headers
-        token = self._access.authorization if self._adds_token else None
+        may_lend = self._adds_token and request.method != "TRACE"  # its answer may repeat the request (RFC 9110 §9.3.8)
+        token = self._access.authorization if may_lend else None
         is_ours = token is not None and not values_of(headers, "authorization")
         if token is not None and is_ours:
             headers = [*headers, ("Authorization", token)]

@@ -153,6 +153,14 @@ async def test_a_request_that_is_passed_on_keeps_its_own_and_gets_ours_only_wher
             assert status == (200 if arrives == f"Bearer {TOKEN}" else 401)
 
 
+async def test_our_token_is_not_lent_to_a_request_whose_answer_would_repeat_it(token: Path) -> None:
+    plays = Locked(TOKEN)
+    async with raw_upstream(plays) as service:
+        settings = with_token(service.url, token, proxy=ProxySettings(add_token=True))
+        async with sidecar_with(settings) as sidecar, sidecar.session.request("TRACE", f"{sidecar.base}/x"):
+            assert plays.seen == [("TRACE /x", None)]
+
+
 # How it changes
 
 
