@@ -19,7 +19,8 @@ from aiohttp import web
 from rich.console import Console
 
 from sidecar.demo import scenario
-from sidecar.demo.scenario import Answer, Phase, StoryError
+from sidecar.demo.asking import Answer
+from sidecar.demo.scenario import Phase, StoryError
 from tests.wire import serving, until
 
 ROOT = Path(__file__).parents[2]

@@ -98,8 +98,8 @@ def _compiled(text: str, render: RenderOptions) -> jinja2.Template:
 
 
 @lru_cache(maxsize=SCRIPT_CACHE)
-def _names(text: str) -> frozenset[str]:
-    """Return what a template needs; nothing where it does not parse."""
+def names_in(text: str) -> frozenset[str]:
+    """Return the names that a template needs; nothing where it does not parse."""
     try:
         return frozenset(jinja2.meta.find_undeclared_variables(jinja2.Environment(autoescape=True).parse(text)))
     except jinja2.TemplateSyntaxError:
@@ -166,7 +166,7 @@ class State:
         """Make the prompt-data of a node and a user."""
         template = self.template(node, 404, mode)
         settings = self.settings(user_id, mode)
-        wanted = _names(self.templates[node].text) if self.render.undefined == "strict" else frozenset()
+        wanted = names_in(self.templates[node].text) if self.render.undefined == "strict" else frozenset()
         document: dict[str, Any] = {
             "template": template.text,
             "user_placeholders": settings,
@@ -184,7 +184,7 @@ class State:
         template = self.template(node, 400, mode)
         if mode in {Mode.BAD_TEMPLATE, Mode.HUGE_TEMPLATE}:
             raise RefusalError(500, f"Template of node {node} cannot be rendered")
-        wanted = _names(template.text) - context.keys()
+        wanted = names_in(template.text) - context.keys()
         try:
             settings = self.settings(user_id, mode) if wanted else {}
         except DatabaseDownError:
