@@ -81,13 +81,22 @@ def _settings_options(command: F) -> F:
     return command
 
 
-def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
-    from sidecar.core.units import ListenAddress
+def _read_as(kind: str, *arguments: str, **options: bool) -> Callable[[Any, Any, str], Any]:
+    """Return a callback that reads an option's value as a kind of `sidecar.core.units`, made with these arguments."""
 
-    try:
-        return ListenAddress().parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
+    def read(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
+        from sidecar.core import units
+
+        try:
+            return getattr(units, kind)(*arguments, **options).parse(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
+
+    return read
+
+
+_address, _http_url = _read_as("ListenAddress"), _read_as("BaseUrl")
+_long = _read_as("duration", "1s", "1d")
 
 
 FLAG_KEYS = {
@@ -294,15 +303,6 @@ def _ops_options(command: F) -> F:
     return command
 
 
-def _http_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from sidecar.core.units import BaseUrl
-
-    try:
-        return BaseUrl().parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
-
-
 def _http_url_if_given(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     return None if value is None else _http_url(context, parameter, value)
 
@@ -481,24 +481,6 @@ def demo(*, as_json: bool) -> None:
         _die(str(error))
 
 
-def _duration(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
-    from sidecar.core.units import duration
-
-    try:
-        return duration("1s", "1d").parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
-
-
-def _share(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
-    from sidecar.core.units import percent
-
-    try:
-        return percent(bare=True).parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
-
-
 @main.command(
     epilog="Exit codes: 0 all promises held and the objective met, 1 not, 2 usage or settings, 130 interrupted."
 )
@@ -522,7 +504,7 @@ def _share(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     default="10s",
     show_default=True,
     metavar="DURATION",
-    callback=_duration,
+    callback=_long,
     help="How long each outage lasts.",
 )
 @click.option(
@@ -530,7 +512,7 @@ def _share(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     default="30s",
     show_default=True,
     metavar="DURATION",
-    callback=_duration,
+    callback=_long,
     help="How long each recovery may last; it ends when all prompts are fresh again.",
 )
 @click.option(
@@ -538,7 +520,7 @@ def _share(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     default="99%",
     show_default=True,
     metavar="PERCENT",
-    callback=_share,
+    callback=_read_as("percent", bare=True),
     help="Share of requests that must get their prompt, in each phase.",
 )
 @click.option("--rate", type=click.IntRange(1, 500), default=20, show_default=True, help="Requests a second.")
@@ -551,11 +533,11 @@ def _share(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     default="2s",
     show_default=True,
     metavar="DURATION",
-    callback=_duration,
+    callback=_long,
     help="Lifetime that the service states: short, so that data is stale in the outage.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report for machines, and nothing else.")
-def drill(config: Path | None, *, nodes: str | None, as_json: bool, **options: Any) -> None:
+def drill(config: Path | None, *, failures: tuple[str, ...], nodes: str | None, as_json: bool, **options: Any) -> None:
     """Rehearse an outage with your settings.
 
     On this machine alone: a reference config service is broken in front of a sidecar with your settings, in each of the
@@ -566,12 +548,16 @@ def drill(config: Path | None, *, nodes: str | None, as_json: bool, **options: A
     from sidecar.demo.drill.plan import Plan, PlanError, checked, generation_of
     from sidecar.demo.processes import ChildError
 
-    wanted = tuple(dict.fromkeys(nodes.split(","))) if nodes is not None else ()
+    plan = Plan(
+        settings=settings,
+        source="the defaults" if origin.path is None else str(origin.path),
+        generation=generation_of(settings),
+        failures=tuple(dict.fromkeys(failures)),
+        nodes=() if nodes is None else tuple(dict.fromkeys(nodes.split(","))),
+        **options,
+    )
     try:
-        source = "the defaults" if origin.path is None else str(origin.path)
-        generation = generation_of(settings)
-        plan = checked(Plan(settings=settings, source=source, nodes=wanted, generation=generation, **options))
-        sys.exit(_run(_unless_stopped(rehearse(plan, as_json=as_json))))
+        sys.exit(_run(_unless_stopped(rehearse(checked(plan), as_json=as_json))))
     except (PlanError, ChildError) as error:
         _die(str(error), EXIT_USAGE)
 

@@ -48,8 +48,8 @@ class Result(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no promise was broken, the objective included."""
-        return Verdict.BROKEN not in self.promises.values()
+        """Whether it went to its end, and no promise was broken, the objective included."""
+        return self.is_whole and Verdict.BROKEN not in self.promises.values()
 
     @classmethod
     def of(cls, done: Rehearsal, *, is_whole: bool) -> "Result":
@@ -95,9 +95,6 @@ def print_report(result: Result) -> None:
         console.print(line)
     for line in not_rehearsed(result.plan):
         console.print(line, style="yellow")
-    if not result.phases:
-        console.print("Nothing was measured.")
-        return
     console.print()
     console.print(_phases(result.phases))
     if any(each.is_outage for each in result.phases):
