@@ -533,7 +533,7 @@ def demo(*, as_json: bool) -> None:
     default="2s",
     show_default=True,
     metavar="DURATION",
-    callback=_long,
+    callback=_read_as("duration", "0s", "1d"),
     help="Lifetime that the service states: short, so that data is stale in the outage.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report for machines, and nothing else.")

@@ -50,6 +50,8 @@ class Oracle:
                 prompt = self._state.prompt(user, node, self.context(node, 0))["prompt"]
             except RefusalError as refusal:
                 raise PlanError(f"--nodes: {refusal.detail}.") from refusal
+            except Exception as error:  # a template raises what it likes
+                raise PlanError(f"--nodes: the template of {node} cannot be rendered with texts: {error}.") from error
             self._made_with[user, node, prompt] = self.revision  # the newest, where a template shows no setting
 
     def revision_of(self, user: int, node: str, number: int, prompt: str) -> int | None:

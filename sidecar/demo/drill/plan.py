@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sidecar.core.freshness import strategy_for, windows
+from sidecar.core.freshness import TTL_SPREAD, Windows, strategy_for, windows
 from sidecar.core.policy import Policy, Strategy
-from sidecar.demo.reference.state import TODAY, Generation, ReferenceOptions, RenderOptions, State
+from sidecar.demo.reference.state import Generation, ReferenceOptions, State, usual_render
 from sidecar.settings import Settings, StoreKind, TlsSettings, UpstreamApi, effective
 
 REFUSED = "refused"
@@ -46,7 +46,7 @@ class Plan:
     @property
     def baseline(self) -> float:
         """How long all is well at first: each pair is asked for twice."""
-        return max(3.0, 2 * len(self.pairs) / self.rate)
+        return max(1.0, 2 * self.round_seconds)
 
     @property
     def stated_ttl(self) -> float | None:
@@ -57,18 +57,27 @@ class Plan:
         """Return the policy of a node."""
         return self.settings.policy.for_node(node)
 
-    def limit(self, node: str) -> float:
-        """Return the age that nothing which is served may have."""
+    def windows(self, node: str) -> Windows:
+        """Return the ages at which the uses of a node's data end."""
         policy = self.policy(node)
         if strategy_for(policy, self.stated_ttl) is Strategy.NETWORK_ONLY:
-            return 0.0
-        return windows(policy, self.stated_ttl, 0.0).usable_for
+            return Windows(0.0, 0.0, 0.0)
+        return windows(policy, self.stated_ttl, 0.0)
+
+    def limit(self, node: str) -> float:
+        """Return the age that nothing which is served may have."""
+        return self.windows(node).usable_for
 
     @property
     def recovers_within(self) -> float:
         """How long a recovery may take: an open circuit waits for its trial call, and fresh data for its end."""
-        longest_ttl = max(windows(self.policy(node), self.stated_ttl, 1.0).fresh_for for node in self.nodes)
-        return longest_ttl + self.settings.breaker.reset_timeout + self.settings.deadline + 2 * self.round_seconds
+        longest_ttl = max(self.windows(node).fresh_for for node in self.nodes)
+        return (
+            longest_ttl * (1 + TTL_SPREAD)
+            + self.settings.breaker.reset_timeout
+            + self.settings.deadline
+            + 2 * self.round_seconds
+        )
 
     @property
     def round_seconds(self) -> float:
@@ -81,7 +90,7 @@ class Plan:
             templates=self.settings.upstream.templates_file or ReferenceOptions().templates,
             database=database,
             generation=self.generation,
-            render=RenderOptions() if self.generation is Generation.PROMPT_DATA else TODAY,
+            render=usual_render(self.generation),
             cache_ttl=self.cache_ttl,
         )
 
@@ -95,19 +104,20 @@ def generation_of(settings: Settings) -> Generation:
 
 def checked(plan: Plan) -> Plan:
     """Return the plan, with its nodes; raises `PlanError` for what cannot be rehearsed."""
-    path = plan.settings.upstream.templates_file
+    path, own = plan.settings.upstream.templates_file, plan.settings.policy.nodes
     try:
         state = State(plan.reference(":memory:"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise PlanError(f"upstream.templates_file: {path} cannot be used as prompts.yaml by the service.") from error
-    known, own = [*state.templates], plan.settings.policy.nodes
+    except ValueError as error:
+        raise PlanError(f"upstream.templates_file: {error}") from error
     state.database.close()
+    known = [*state.templates]
     nodes = plan.nodes or tuple(node for node in dict.fromkeys([*USUAL_NODES, *own]) if node in known)
     nodes = nodes or tuple(known[: len(USUAL_NODES)])
     if not nodes:
         raise PlanError(f"upstream.templates_file: {path} has no templates.")
     if unknown := [node for node in nodes if node not in known]:
-        raise PlanError(f"--nodes: {', '.join(unknown)} has no template; there are {', '.join(known)}.")
+        named = ", ".join(node or "''" for node in unknown)
+        raise PlanError(f"--nodes: no template is called {named}; there are {', '.join(known)}.")
     plan = replace(plan, nodes=nodes)
     if plan.round_seconds > plan.duration:
         raise PlanError(

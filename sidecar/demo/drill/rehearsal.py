@@ -78,7 +78,7 @@ class Rehearsal:
                 oracle.revise()
                 await self._wait(self.plan.duration)
                 await service.recover(failure)
-            async with self._phase(f"after {failure}", failure):
+            async with self._phase("recovery", failure):
                 await self._wait(self.plan.recovery, until=partial(self._is_fresh, self._now()))
 
     def _is_fresh(self, since: float) -> bool:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sidecar.core.policy import Policy
 from sidecar.core.units import duration
 from sidecar.demo.drill.plan import Plan, not_rehearsed
 from sidecar.demo.drill.rehearsal import Rehearsal, Show
@@ -116,16 +115,16 @@ def in_words(plan: Plan) -> list[str]:
     said.append(f"The service: {plan.generation.value}; it states {lifetime}.")
     if (longest := max(map(plan.limit, plan.nodes))) > plan.duration:
         said.append(f"The policy lets prompts be {_TEXT.format(longest)} old at most; its end was not rehearsed.")
-    if lasting := [node for node in plan.nodes if _fresh_for(plan.policy(node), plan) > plan.duration]:
+    windows = {node: plan.windows(node) for node in plan.nodes}
+    if fresh := [node for node, each in windows.items() if each.fresh_for > plan.duration]:
+        said.append(f"Fresh for longer than an outage, so that the service was hardly needed: {', '.join(fresh)}.")
+    elif any(each.revalidate_for > plan.duration for each in windows.values()):
+        longest = max(each.revalidate_for for each in windows.values())
         said.append(
-            f"Fresh for longer than an outage, so that the service was hardly needed: {', '.join(lasting)}. "
-            "A longer --duration rehearses more."
+            f"Up to {_TEXT.format(longest)} (ttl + stale_while_revalidate) no request waits for the service; "
+            "a longer --duration rehearses what comes then."
         )
     return said
-
-
-def _fresh_for(policy: Policy, plan: Plan) -> float:
-    return min(policy.ttl if policy.ttl is not None else plan.stated_ttl or 0.0, policy.max_ttl)
 
 
 def _phases(phases: list[PhaseReport]) -> Table:

@@ -61,6 +61,11 @@ class RenderOptions:
 TODAY = RenderOptions(undefined="empty")  # what runs in production (contract §2, `placeholders`)
 
 
+def usual_render(generation: Generation) -> RenderOptions:
+    """Return how the service of this generation renders."""
+    return RenderOptions() if generation is Generation.PROMPT_DATA else TODAY
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceOptions:
     """What to serve. Templates by `N_system_prompt` or `N`; `database` is a file, or in memory."""
@@ -106,6 +111,17 @@ def names_in(text: str) -> frozenset[str]:
         return frozenset()
 
 
+def templates_in(path: Path) -> Mapping[str, str]:
+    """Read a file of templates; a ValueError says what is wrong with it."""
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a YAML file that can be read.") from error
+    if not isinstance(loaded, dict) or not all(isinstance(each, str) for pair in loaded.items() for each in pair):
+        raise ValueError(f"{path} is not a mapping of names to texts.")
+    return loaded
+
+
 class State:
     """The running service; tests read `calls` and set `fault`, `generation`, `cache_ttl` and the like."""
 
@@ -117,8 +133,7 @@ class State:
         self.etag = options.etag
         self.announce_render = options.announce_render
         self.announce_version = options.announce_version
-        given = options.templates
-        loaded = yaml.safe_load(given.read_text("utf-8")) if isinstance(given, Path) else given
+        loaded = templates_in(options.templates) if isinstance(options.templates, Path) else options.templates
         self.templates = {key.removesuffix(KEY_SUFFIX): Template(text) for key, text in loaded.items()}
         self.vocabulary = Vocabulary.load(options.vocabulary)
         self.database = Database(options.database, self.vocabulary.defaults())
