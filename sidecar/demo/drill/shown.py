@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sidecar.core.units import duration
 from sidecar.demo.drill.plan import Plan, not_rehearsed
 from sidecar.demo.drill.rehearsal import Rehearsal, Show
 from sidecar.demo.drill.tally import (
@@ -32,7 +31,6 @@ COLUMNS = 80
 """Where nobody looks at a terminal, and at most on one."""
 NOTHING = "-"
 COLOURS = {Verdict.HELD: "green", Verdict.BROKEN: "red", Verdict.NOT_REHEARSED: "yellow"}
-_TEXT = duration("0s", "365d")
 
 
 class Result(NamedTuple):
@@ -108,23 +106,32 @@ def in_words(plan: Plan) -> list[str]:
     many = f"{len(plan.failures)} outage{'s' if len(plan.failures) > 1 else ''}"
     said = [
         f"Settings: {plan.source}. Policies, deadline, retries and circuit breaker are as they are set there.",
-        f"Rehearsed: {many} of {_TEXT.format(plan.duration)} ({', '.join(plan.failures)}).",
+        f"Rehearsed: {many} of {span(plan.duration)} ({', '.join(plan.failures)}).",
         f"Traffic: {plan.rate} requests a second, {plan.users} users, {len(plan.nodes)} nodes.",
     ]
-    lifetime = "no lifetime" if plan.stated_ttl is None else f"a lifetime of {_TEXT.format(plan.stated_ttl)}"
+    lifetime = "no lifetime" if plan.stated_ttl is None else f"a lifetime of {span(plan.stated_ttl)}"
     said.append(f"The service: {plan.generation.value}; it states {lifetime}.")
     if (longest := max(map(plan.limit, plan.nodes))) > plan.duration:
-        said.append(f"The policy lets prompts be {_TEXT.format(longest)} old at most; its end was not rehearsed.")
+        said.append(f"The policy lets prompts be {span(longest)} old at most; its end was not rehearsed.")
     windows = {node: plan.windows(node) for node in plan.nodes}
     if fresh := [node for node, each in windows.items() if each.fresh_for > plan.duration]:
         said.append(f"Fresh for longer than an outage, so that the service was hardly needed: {', '.join(fresh)}.")
     elif any(each.revalidate_for > plan.duration for each in windows.values()):
         longest = max(each.revalidate_for for each in windows.values())
         said.append(
-            f"Up to {_TEXT.format(longest)} (ttl + stale_while_revalidate) no request waits for the service; "
+            f"Up to {span(longest)} (ttl + stale_while_revalidate) no request waits for the service; "
             "a longer --duration rehearses what comes then."
         )
     return said
+
+
+def span(seconds: float) -> str:
+    """Write a time as people say it: `15m 2s`."""
+    said, left = [], round(seconds, 3)
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        whole, left = divmod(left, size)
+        said += [f"{whole:g}{unit}"] if whole else []
+    return " ".join([*said, *([f"{round(left, 3):g}s"] if left or not said else [])])
 
 
 def _phases(phases: list[PhaseReport]) -> Table:
@@ -143,12 +150,19 @@ def _phases(phases: list[PhaseReport]) -> Table:
 
 
 def _outages(phases: list[PhaseReport]) -> Table:
-    table = _table("The outages", "failure", "lasted", "circuit open after", "fresh again after", "without the sidecar")
+    table = _table(
+        "The outages, and what was available without the sidecar",
+        "failure",
+        "lasted",
+        "circuit open after",
+        "fresh again after",
+        "without it",
+    )
     after = {each.failure: each.fresh_again_after for each in phases if not each.is_outage}
     for each in phases:
         if each.is_outage:
             opened, again = each.circuit_open_after, after.get(each.failure)
-            bare = f"{_share(each.without.availability)} available"
+            bare = _share(each.without.availability)
             table.add_row(each.name, _seconds(each.seconds), _seconds(opened), _seconds(again), bare)
     return table
 
@@ -156,7 +170,7 @@ def _outages(phases: list[PhaseReport]) -> Table:
 def _nodes(result: Result) -> Table:
     table = _table("The nodes, in all outages", "node", "asked", "available", "oldest", "allowed")
     for node, n in result.by_node.items():
-        allowed = _TEXT.format(result.plan.limit(node))
+        allowed = span(result.plan.limit(node))
         table.add_row(node, str(n.requests), _share(n.availability), _seconds(n.oldest), allowed)
     return table
 
