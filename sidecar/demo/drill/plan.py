@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sidecar.core.freshness import TTL_SPREAD, Windows, strategy_for, windows
+from sidecar.core.freshness import TTL_SPREAD, Windows, windows
 from sidecar.core.policy import Policy, Strategy
 from sidecar.demo.reference.state import Generation, ReferenceOptions, State, usual_render
 from sidecar.settings import Settings, StoreKind, TlsSettings, UpstreamApi, effective
@@ -59,14 +59,15 @@ class Plan:
 
     def windows(self, node: str) -> Windows:
         """Return the ages at which the uses of a node's data end."""
-        policy = self.policy(node)
-        if strategy_for(policy, self.stated_ttl) is Strategy.NETWORK_ONLY:
-            return Windows(0.0, 0.0, 0.0)
-        return windows(policy, self.stated_ttl, 0.0)
+        return windows(self.policy(node), self.stated_ttl, 0.0)
 
     def limit(self, node: str) -> float:
-        """Return the age that nothing which is served may have."""
-        return self.windows(node).usable_for
+        """Return the age that nothing which is served may have: reckoned here, not by the code that is on trial."""
+        policy = self.policy(node)
+        if policy.strategy is Strategy.NETWORK_ONLY:
+            return 0.0
+        ttl = policy.ttl if policy.ttl is not None else self.stated_ttl or 0.0
+        return min(ttl, policy.max_ttl) + policy.stale_if_error
 
     @property
     def recovers_within(self) -> float:
