@@ -113,6 +113,10 @@ def in_words(plan: Plan) -> list[str]:
     said.append(f"The service: {plan.generation.value}; it states {lifetime}.")
     if (longest := max(map(plan.limit, plan.nodes))) > plan.duration:
         said.append(f"The policy lets prompts be {span(longest)} old at most; its end was not rehearsed.")
+    else:
+        said.append(
+            f"An outage outlasts the policy, which ends after {span(longest)}: then errors are what it promises."
+        )
     windows = {node: plan.windows(node) for node in plan.nodes}
     if fresh := [node for node, each in windows.items() if each.fresh_for > plan.duration]:
         said.append(f"Fresh for longer than an outage, so that the service was hardly needed: {', '.join(fresh)}.")

@@ -27,7 +27,8 @@ async def test_a_drill_reports_each_phase_and_leaves_no_process_and_no_file_behi
     assert (report["passed"], report["whole"]) == (True, True)
     assert [phase["name"] for phase in report["phases"]] == ["all is well", "refused", "recovery"]
     well, outage, recovery = report["phases"]
-    assert well["without"]["availability"] == well["numbers"]["availability"] == 1
+    assert well["numbers"]["availability"] == 1
+    assert well["without"]["availability"] > 0.9  # what is under way when it breaks is lost
     assert outage["numbers"]["stale"] > 20
     assert outage["numbers"]["availability"] == 1
     assert outage["without"]["availability"] < 0.2
