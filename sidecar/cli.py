@@ -1,4 +1,4 @@
-"""The command: run | check-config | status | warm | invalidate | breaker | probe | demo | upstream."""
+"""The command: run | check-config | status | warm | invalidate | breaker | probe | demo | drill | upstream."""
 
 import asyncio
 import gc
@@ -33,6 +33,8 @@ FAULTS = (
     "wrong-shape", "empty-template", "bad-template", "huge-template", "database-down",
 )  # fmt: skip
 """`sidecar.demo.reference.faults.Mode`, said again so that --help need not import it (a test compares them)."""
+FAILURES = ("refused", *FAULTS[1:])
+"""What `drill` can rehearse: nobody listens, or one of the faults."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,13 +81,22 @@ def _settings_options(command: F) -> F:
     return command
 
 
-def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
-    from sidecar.core.units import ListenAddress
+def _read_as(kind: str, *arguments: str, **options: bool) -> Callable[[Any, Any, str], Any]:
+    """Return a callback that reads an option's value as a kind of `sidecar.core.units`, made with these arguments."""
 
-    try:
-        return ListenAddress().parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
+    def read(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
+        from sidecar.core import units
+
+        try:
+            return getattr(units, kind)(*arguments, **options).parse(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
+
+    return read
+
+
+_address, _http_url = _read_as("ListenAddress"), _read_as("BaseUrl")
+_long = _read_as("duration", "1s", "1d")
 
 
 FLAG_KEYS = {
@@ -292,15 +303,6 @@ def _ops_options(command: F) -> F:
     return command
 
 
-def _http_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from sidecar.core.units import BaseUrl
-
-    try:
-        return BaseUrl().parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}; allowed is {error}.") from None
-
-
 def _http_url_if_given(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     return None if value is None else _http_url(context, parameter, value)
 
@@ -477,6 +479,87 @@ def demo(*, as_json: bool) -> None:
         sys.exit(_run(_unless_stopped(play(as_json=as_json))))
     except (ChildError, StoryError) as error:
         _die(str(error))
+
+
+@main.command(
+    epilog="Exit codes: 0 all promises held and the objective met, 1 not, 2 usage or settings, 130 interrupted."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Settings file (YAML). Default: SIDECAR_CONFIG, else config/sidecar.yaml, where there is one.",
+)
+@click.option(
+    "--failure",
+    "failures",
+    type=click.Choice(FAILURES),
+    multiple=True,
+    default=("refused", "hang", "503", "garbage"),
+    show_default=True,
+    metavar="MODE",
+    help=f"How the service fails; again for more, in turn. One of: {', '.join(FAILURES)}.",
+)
+@click.option(
+    "--duration",
+    default="10s",
+    show_default=True,
+    metavar="DURATION",
+    callback=_long,
+    help="How long each outage lasts.",
+)
+@click.option(
+    "--recovery",
+    default="30s",
+    show_default=True,
+    metavar="DURATION",
+    callback=_long,
+    help="How long each recovery may last; it ends when all prompts are fresh again.",
+)
+@click.option(
+    "--objective",
+    default="99%",
+    show_default=True,
+    metavar="PERCENT",
+    callback=_read_as("percent", bare=True),
+    help="Share of requests that must get their prompt, in each phase.",
+)
+@click.option("--rate", type=click.IntRange(1, 500), default=20, show_default=True, help="Requests a second.")
+@click.option("--users", type=click.IntRange(1, 1000), default=5, show_default=True, help="Users who ask.")
+@click.option(
+    "--nodes", metavar="NAME,NAME,…", help="Nodes asked for. Default: three, and those with a policy of their own."
+)
+@click.option(
+    "--cache-ttl",
+    default="2s",
+    show_default=True,
+    metavar="DURATION",
+    callback=_read_as("duration", "0s", "1d"),
+    help="Lifetime that the service states: short, so that data is stale in the outage.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report for machines, and nothing else.")
+def drill(config: Path | None, *, failures: tuple[str, ...], nodes: str | None, as_json: bool, **options: Any) -> None:
+    """Rehearse an outage with your settings.
+
+    On this machine alone: a reference config service is broken in front of a sidecar with your settings, in each of the
+    ways said, under steady traffic; nothing else is asked or changed. Prints an availability report.
+    """
+    settings, origin = _load(config, {})
+    from sidecar.demo.drill.command import drill as rehearse
+    from sidecar.demo.drill.plan import Plan, PlanError, checked, generation_of
+    from sidecar.demo.processes import ChildError
+
+    plan = Plan(
+        settings=settings,
+        source="the defaults" if origin.path is None else str(origin.path),
+        generation=generation_of(settings),
+        failures=tuple(dict.fromkeys(failures)),
+        nodes=() if nodes is None else tuple(dict.fromkeys(nodes.split(","))),
+        **options,
+    )
+    try:
+        sys.exit(_run(_unless_stopped(rehearse(checked(plan), as_json=as_json))))
+    except (PlanError, ChildError) as error:
+        _die(str(error), EXIT_USAGE)
 
 
 async def _on_each(event: asyncio.Event, act: Callable[[], Awaitable[None]]) -> None:

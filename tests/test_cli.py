@@ -97,7 +97,9 @@ def test_every_option_has_its_line_of_help_and_each_line_fits(name: str) -> None
 
 
 def test_the_summary_of_each_command_is_whole() -> None:
-    assert COMMANDS == ["breaker", "check-config", "demo", "invalidate", "probe", "run", "status", "upstream", "warm"]
+    assert COMMANDS == [
+        "breaker", "check-config", "demo", "drill", "invalidate", "probe", "run", "status", "upstream", "warm",
+    ]  # fmt: skip
     assert "..." not in invoke("--help").output.partition("Commands:")[2]
 
 

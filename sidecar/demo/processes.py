@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -23,12 +24,17 @@ class ChildError(Exception):
 
 
 class Child:
-    """One `prompt-sidecar` process; `first_line`: what it said when it listened."""
+    """One `prompt-sidecar` process; `first_line`: what it said when it listened.
+
+    `address`: where it answers; `ops`: the ops listener of a sidecar.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, first_line: str) -> None:
         self._process = process
         self.first_line = first_line
         self.pid = process.pid
+        self.address = _said(r'"listen": "([^"]+)"', first_line) or _said(r"http://([\d.]+:\d+)", first_line)
+        self.ops = _said(r'"ops": "([^"]+)"', first_line)
         self._drain = asyncio.ensure_future(_discard(process.stderr))
 
     async def kill(self) -> None:
@@ -109,6 +115,11 @@ async def _spawned(module: str, arguments: tuple[str, ...], settings: Mapping[st
     except asyncio.CancelledError:
         await _kill(await spawning)
         raise
+
+
+def _said(pattern: str, line: str) -> str:
+    found = re.search(pattern, line)
+    return found[1] if found else ""
 
 
 async def _until_ready(process: asyncio.subprocess.Process, ready: bytes, said: bytearray) -> str | None:

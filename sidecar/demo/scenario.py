@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import re
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 from rich import box
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.demo import processes
+from sidecar.demo.asking import Answer, as_learnflow, ask
 
 TTL, STALE_IF_ERROR = 3, 7
 """Seconds: short, so that the end of the policy is seen; in production they are minutes."""
@@ -30,12 +30,9 @@ SPREAD_SECONDS = TTL * 0.1 + 0.2
 """The ttl is spread by a tenth; the rest is for the clock's sake."""
 TICK = 0.5
 """Seconds between rounds of requests; every second one is shown."""
-ASK_SECONDS = 5.0
-"""LearnFlow's own timeout."""
 NODES = ("generating_content", "answer_question", "generating_questions")
 USERS = (101, 102)
 CONTENT = "Why do tides rise twice a day? <b>Give</b> a formula & an example."
-OK = 200
 SOON_MS = 1000.0
 """Milliseconds in which a prompt must come again after the outage."""
 MARKS = {"fresh": "green", "fetched": "green", "stale": "yellow", "error": "red"}
@@ -60,7 +57,7 @@ class Phase:
     oldest_age_seconds: int = 0
     milliseconds: list[float] = field(default_factory=list)
 
-    def add(self, answer: "Answer") -> None:
+    def add(self, answer: Answer) -> None:
         """Count one answer."""
         self.requests += 1
         self.errors += answer.kind == "error"
@@ -68,16 +65,6 @@ class Phase:
         self.stale += answer.kind == "stale"
         self.oldest_age_seconds = max(self.oldest_age_seconds, answer.age)
         self.milliseconds.append(answer.milliseconds)
-
-
-class Answer(NamedTuple):
-    """What came of one request; `kind`: one of `MARKS`."""
-
-    status: int
-    kind: str
-    age: int
-    said: str
-    milliseconds: float
 
 
 class StoryError(Exception):
@@ -114,13 +101,13 @@ async def _tell(story: "_Story", phases: list[Phase]) -> int:
     async with AsyncExitStack() as stack:
         upstream = await processes.start(*flags, "--listen", "127.0.0.1:0")
         stack.push_async_callback(upstream.stop)
-        address = _found(r"127\.0\.0\.1:\d+", upstream.first_line)
+        address = upstream.address
         sidecar = await processes.start(
             "run", "--config", "/dev/null", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0",
             "--upstream-url", f"http://{address}", settings=POLICY,
         )  # fmt: skip
         stack.push_async_callback(sidecar.stop)
-        story.begin(json.loads(sidecar.first_line)["listen"])
+        story.begin(sidecar.address)
         story.say(f"Config service: {address}. Sidecar: {story.address}.")
         await story.through(healthy)
         await upstream.kill()
@@ -165,8 +152,7 @@ class _Story:
     async def through(self, phase: Phase) -> None:
         """Ask for each node and user every tick, until the phase is over."""
         began = time.monotonic()
-        connector = aiohttp.TCPConnector(force_close=True)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(ASK_SECONDS)) as session:
+        async with as_learnflow() as session:
             for tick in range(round(phase.seconds / TICK)):
                 answers = [await self._ask(session, node, user) for user in USERS for node in NODES]
                 for answer in answers:
@@ -187,30 +173,16 @@ class _Story:
         self._console.print(line, no_wrap=True, overflow="ellipsis")
 
     async def _ask(self, session: aiohttp.ClientSession, node: str, user: int) -> Answer:
-        began = time.monotonic()
         context = {"input_content": CONTENT, "study_material": CONTENT}
         try:
-            async with session.post(
-                f"http://{self.address}/api/v1/generate-prompt",
-                json={"user_id": user, "node_name": node, "context": context},
-            ) as response:
-                answer = await response.json(content_type=None)
-                said = response.headers.get("Cache-Status", "")
-                age = int(response.headers.get("Age", "0"))
+            answer = await ask(session, self.address, node, user, context)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StoryError(f"The sidecar on {self.address} did not answer: {type(error).__name__}.") from error
-        if response.status != OK:
-            kind = "error"
-        elif "Give" not in answer["prompt"]:
-            raise StoryError(f"The prompt of {node} lacks this request's content.")
-        elif "fwd=" in said and "detail" not in said:
-            kind = "fetched"
-        else:
-            kind = "stale" if "ttl=-" in said else "fresh"
-        ended = time.monotonic()
-        if kind != "error":
-            self._last_confirmed = max(self._last_confirmed, ended - age)  # Age is rounded down
-        return Answer(response.status, kind, age, said, (ended - began) * 1000)
+        if answer.kind != "error":
+            if "Give" not in answer.prompt:
+                raise StoryError(f"The prompt of {node} lacks this request's content.")
+            self._last_confirmed = max(self._last_confirmed, time.monotonic() - answer.age)  # Age is rounded down
+        return answer
 
 
 def _promises(phases: list[Phase], exit_code: int) -> dict[str, bool]:
@@ -245,10 +217,3 @@ def _table(phases: list[Phase]) -> Table:
             f"{median(p.milliseconds):.1f} ms", f"{max(p.milliseconds):.0f} ms",
         )  # fmt: skip
     return table
-
-
-def _found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    if match is None:
-        raise processes.ChildError(f"no address in: {text}")
-    return match[0]

@@ -1,86 +1,26 @@
 """The demo as a process of its own, as `make run` starts it."""
 
-import asyncio
 import io
 import json
-import os
 import re
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import psutil
 import pytest
 from aiohttp import web
 from rich.console import Console
 
 from sidecar.demo import scenario
-from sidecar.demo.scenario import Answer, Phase, StoryError
+from sidecar.demo.asking import Answer
+from sidecar.demo.scenario import Phase, StoryError
+from tests.demo.running import COLOUR, ON_A_TERMINAL, command, files_under
 from tests.wire import serving, until
-
-ROOT = Path(__file__).parents[2]
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-
-
-class Demo(NamedTuple):
-    """A running demo."""
-
-    process: asyncio.subprocess.Process
-
-    async def says(self, what: str) -> str:
-        """Read on until it has said this."""
-        assert self.process.stdout is not None
-        said = b""
-        async with asyncio.timeout(20):
-            while what.encode() not in said:
-                line = await self.process.stdout.readline()
-                assert line, said
-                said += line
-        return said.decode()
-
-    async def ends(self) -> tuple[int, str, str]:
-        """Wait for its end; returns the exit code and what else it said."""
-        async with asyncio.timeout(40):
-            output, errors = await self.process.communicate()
-        assert self.process.returncode is not None
-        return self.process.returncode, output.decode(), errors.decode()
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-
-def files_under(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob("*")]
-
-
-@asynccontextmanager
-async def demo(home: Path, *arguments: str, through: tuple[str, ...] = ()) -> AsyncIterator[Demo]:
-    temporary = home / "tmp"
-    temporary.mkdir()
-    environment = {
-        name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"}
-    }
-    ours = {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "COLUMNS": "80", "TERM": "xterm"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *through, *([sys.executable] if through else []), "-m", "sidecar", "demo", *arguments,
-        cwd=home, env={**environment, **ours, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error"},
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        yield Demo(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
 
 
 async def test_the_demo_keeps_every_promise_and_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
-    async with demo(tmp_path, "--json") as running:
+    async with command(tmp_path, "demo", "--json") as running:
         await until(lambda: len(running.children()) == 2)
         children = running.children()
         code, output, errors = await running.ends()
@@ -95,7 +35,7 @@ async def test_the_demo_keeps_every_promise_and_leaves_no_process_and_no_file_be
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_halfway_ends_the_children_too(number: signal.Signals, tmp_path: Path) -> None:
-    async with demo(tmp_path) as running:
+    async with command(tmp_path, "demo") as running:
         said = await running.says("200")
         children = running.children()
         running.process.send_signal(number)
@@ -108,7 +48,7 @@ async def test_a_signal_halfway_ends_the_children_too(number: signal.Signals, tm
 
 
 async def test_a_signal_while_a_child_starts_ends_it_too(tmp_path: Path) -> None:
-    async with demo(tmp_path) as running:
+    async with command(tmp_path, "demo") as running:
         await until(lambda: bool(running.children()))
         children = running.children()
         running.process.terminate()
@@ -120,7 +60,7 @@ async def test_a_signal_while_a_child_starts_ends_it_too(tmp_path: Path) -> None
 async def test_ctrl_c_on_a_terminal_ends_it_without_a_traceback_and_what_was_shown_fits_in_colour(
     tmp_path: Path,
 ) -> None:
-    async with demo(tmp_path, through=("-c", ON_A_TERMINAL)) as running:
+    async with command(tmp_path, "demo", through=("-c", ON_A_TERMINAL)) as running:
         said = await running.says("200")
         children = running.children()
         assert running.process.stdin is not None
@@ -137,7 +77,7 @@ async def test_ctrl_c_on_a_terminal_ends_it_without_a_traceback_and_what_was_sho
 
 
 async def test_a_sidecar_that_dies_halfway_is_a_sentence_and_not_a_traceback(tmp_path: Path) -> None:
-    async with demo(tmp_path) as running:
+    async with command(tmp_path, "demo") as running:
         await running.says("200")
         children = running.children()
         (sidecar,) = [each for each in children if "run" in each.cmdline()]

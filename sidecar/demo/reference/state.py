@@ -61,6 +61,11 @@ class RenderOptions:
 TODAY = RenderOptions(undefined="empty")  # what runs in production (contract §2, `placeholders`)
 
 
+def usual_render(generation: Generation) -> RenderOptions:
+    """Return how the service of this generation renders."""
+    return RenderOptions() if generation is Generation.PROMPT_DATA else TODAY
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceOptions:
     """What to serve. Templates by `N_system_prompt` or `N`; `database` is a file, or in memory."""
@@ -98,12 +103,23 @@ def _compiled(text: str, render: RenderOptions) -> jinja2.Template:
 
 
 @lru_cache(maxsize=SCRIPT_CACHE)
-def _names(text: str) -> frozenset[str]:
-    """Return what a template needs; nothing where it does not parse."""
+def names_in(text: str) -> frozenset[str]:
+    """Return the names that a template needs; nothing where it does not parse."""
     try:
         return frozenset(jinja2.meta.find_undeclared_variables(jinja2.Environment(autoescape=True).parse(text)))
     except jinja2.TemplateSyntaxError:
         return frozenset()
+
+
+def templates_in(path: Path) -> Mapping[str, str]:
+    """Read a file of templates; a ValueError says what is wrong with it."""
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a YAML file that can be read.") from error
+    if not isinstance(loaded, dict) or not all(isinstance(each, str) for pair in loaded.items() for each in pair):
+        raise ValueError(f"{path} is not a mapping of names to texts.")
+    return loaded
 
 
 class State:
@@ -117,8 +133,7 @@ class State:
         self.etag = options.etag
         self.announce_render = options.announce_render
         self.announce_version = options.announce_version
-        given = options.templates
-        loaded = yaml.safe_load(given.read_text("utf-8")) if isinstance(given, Path) else given
+        loaded = templates_in(options.templates) if isinstance(options.templates, Path) else options.templates
         self.templates = {key.removesuffix(KEY_SUFFIX): Template(text) for key, text in loaded.items()}
         self.vocabulary = Vocabulary.load(options.vocabulary)
         self.database = Database(options.database, self.vocabulary.defaults())
@@ -166,7 +181,7 @@ class State:
         """Make the prompt-data of a node and a user."""
         template = self.template(node, 404, mode)
         settings = self.settings(user_id, mode)
-        wanted = _names(self.templates[node].text) if self.render.undefined == "strict" else frozenset()
+        wanted = names_in(self.templates[node].text) if self.render.undefined == "strict" else frozenset()
         document: dict[str, Any] = {
             "template": template.text,
             "user_placeholders": settings,
@@ -184,7 +199,7 @@ class State:
         template = self.template(node, 400, mode)
         if mode in {Mode.BAD_TEMPLATE, Mode.HUGE_TEMPLATE}:
             raise RefusalError(500, f"Template of node {node} cannot be rendered")
-        wanted = _names(template.text) - context.keys()
+        wanted = names_in(template.text) - context.keys()
         try:
             settings = self.settings(user_id, mode) if wanted else {}
         except DatabaseDownError:
