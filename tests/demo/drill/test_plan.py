@@ -26,8 +26,7 @@ def written(tmp_path: Path) -> Any:
 
 
 FAR = """
-listen: 0.0.0.0:8002
-listen_beyond_loopback: true
+listen: 127.0.0.1:8002
 listen_unix: /far/sidecar.sock
 ops: {listen: 0.0.0.0:9102, admin_token_file: /far/token}
 upstream:
