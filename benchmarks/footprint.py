@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=int, default=200, help="requests a second")
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--users", type=int, default=60_000, help="entries to put into the cache")
+    parser.add_argument("--users", type=int, default=100_000, help="entries to put into the cache")
     parser.add_argument("--max-bytes", default="64MiB", help="cache.max_bytes")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         print(runner.run(measure(**vars(parser.parse_args()))))
