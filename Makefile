@@ -39,6 +39,7 @@ check: $(VENV)/.dev ## Lint, format, types, layers.
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/.dev ## Run the tests: those of the rules with branch coverage, which has to be complete.
+	@$(BIN)/python -m compileall -q sidecar tests benchmarks # once, and not in each process that a test starts
 	$(BIN)/python -m pytest -n 2 tests/core tests/service --cov --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/python -m pytest -n 2 --ignore=tests/core --ignore=tests/service
 
@@ -72,3 +73,4 @@ lock: $(VENV)/.dev ## Lock the dependencies again, with hashes and without a reg
 
 clean: ## Remove everything that was made.
 	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .sidecar
+	find sidecar tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
