@@ -25,6 +25,7 @@ import sidecar.__main__
 from sidecar.cli import FAULTS, FLAG_KEYS, main
 from sidecar.config_file import load
 from sidecar.core.policy import Strategy
+from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.settings import Address, Settings
 from tests.wire import PATIENCE, reference, refuses, until
@@ -390,6 +391,21 @@ async def test_a_signal_lets_the_request_in_flight_finish_and_ends_with_0(number
         code, said = await sidecar.ends()
     assert code == 0
     assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "stopped"]
+
+
+def test_a_stop_that_comes_before_anything_has_begun_is_heard() -> None:
+    program = """
+import os, signal, sys, types
+class Cli(types.ModuleType):
+    def __getattr__(self, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.modules["sidecar.cli"], sys.argv = Cli("sidecar.cli"), ["prompt-sidecar", "run"]
+from sidecar.__main__ import main
+main()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=PACKAGE_ROOT, capture_output=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
