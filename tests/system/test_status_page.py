@@ -169,7 +169,7 @@ async def test_who_fails_is_named_and_told_from_who_is_covered(browser: Browser)
             await expect(page.locator("#figures")).to_contain_text("9 min 30 s")
             await expect(page.locator("#circuits")).to_contain_text("open for 0 s, next trial in 30 s; opened once")
             rows = await page.locator("#nodes tr").all_text_contents()
-            assert [row.startswith(name) for row, name in zip(rows, ("explain", "quiz"), strict=True)] == [True, True]
+            assert [row.startswith(name) for row, name in zip(rows, ("quiz", "explain"), strict=True)] == [True, True]
 
 
 # Names that would like to be more than names

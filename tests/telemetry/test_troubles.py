@@ -93,8 +93,9 @@ def test_trial_calls_that_fail_for_hours_do_not_make_it_forget_when_the_circuit_
         told.observe(BreakerChanged("upstream", "open"))
     upstream = told.troubles.transitions["upstream"]
     assert len(upstream) <= MOST_TRANSITIONS
-    assert upstream[0] == (0, "open")
-    assert [to for _, to in upstream] == ["open", *("half-open", "open") * (len(upstream) // 2)]
+    assert [*upstream][:1] == [(0, "open")]
+    states = [to for _, to in upstream]
+    assert (set(states[::2]), set(states[1::2])) == ({"open"}, {"half-open"})
     assert upstream[-1][0] == 10 * 2 * MOST_TRANSITIONS
 
 
