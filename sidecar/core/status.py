@@ -97,7 +97,9 @@ class Circuit(msgspec.Struct, frozen=True):
     retry_in_seconds: Annotated[
         Seconds | None, Meta(description="Until a trial call may go out; null where a call may go out now.")
     ]
-    transitions: Annotated[list[Transition], Meta(description="Its last changes, oldest first; 100 at most.")]
+    transitions: Annotated[
+        list[Transition], Meta(description="Oldest first; 100 at most, of which old failed trial calls go first.")
+    ]
     held_for_seconds: Annotated[
         Seconds | None, Meta(description="For how much longer somebody holds it in this state; null: nobody does.")
     ] = None

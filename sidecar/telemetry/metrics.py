@@ -320,6 +320,7 @@ class Metrics:
             "0: the store behind the memory is in trouble, a restart now would lose what is kept. /status says why.",
             registry=None,  # until there is a store
         )
+        self._store_ok.set(1)  # now, because a store tells of its trouble while it is opened
         self._records_dropped = Counter(
             "prompt_sidecar_records_dropped_total",
             "Records of the store that could not be used, by reason. Many for `checksum`: look at the disk.",
@@ -393,7 +394,6 @@ class Metrics:
         if store is None:
             return
         self.registry.register(self._store_ok)
-        self._store_ok.set(1)
         if store.kind == "redis":
             self._shows_breaker("redis")
             self._invalidations.labels("group")

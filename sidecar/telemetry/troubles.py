@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from sidecar.core.errors import FAILURE_TABLE, FailureKind, Verdict
 from sidecar.core.events import (
@@ -18,7 +19,8 @@ from sidecar.telemetry.dispatch import Handlers
 from sidecar.telemetry.request_metrics import OTHER
 
 MOST_TRANSITIONS = 100
-"""Of one circuit: one that opens every minute is seen for an hour and more."""
+"""Of one circuit: one that opens every minute is seen for an hour and more, an outage as long as it lasts."""
+OPEN, HALF_OPEN = "open", "half-open"
 FAILURES = frozenset(kind.value for kind, rule in FAILURE_TABLE.items() if rule.verdict is Verdict.FAILURE) | {
     FailureKind.TOO_MANY_REQUESTS.value,
     FailureKind.BAD_DOCUMENT.value,
@@ -108,8 +110,10 @@ class Troubles:
             self.endpoint = event.endpoint
 
     def _breaker_changed(self, event: BreakerChanged) -> None:
-        transitions = self.transitions.setdefault(event.breaker, deque(maxlen=MOST_TRANSITIONS))
+        transitions = self.transitions.setdefault(event.breaker, deque())
         transitions.append((self._clock(), event.to))
+        if len(transitions) > MOST_TRANSITIONS:
+            _make_room(transitions)
 
     def _reloaded(self, event: Reloaded) -> None:
         self.problems = event.problems
@@ -122,3 +126,12 @@ class Troubles:
 
     def _parity_of(self, node: str) -> Parity:
         return self.parity.setdefault(node, Parity())
+
+
+def _make_room(transitions: deque[tuple[float, str]]) -> None:
+    """Forget the oldest trial call that failed: when the circuit opened matters for longer. Without any, the oldest."""
+    for n, turn in enumerate(pairwise(to for _, to in transitions)):
+        if turn == (HALF_OPEN, OPEN):
+            del transitions[n], transitions[n]  # it was open before, and is so afterwards
+            return
+    transitions.popleft()

@@ -109,6 +109,7 @@ def test_the_pod_monitor_finds_the_pods_and_their_port() -> None:
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in {each["name"] for each in sidecar("sidecar")["ports"]}
     assert endpoint["path"] == "/metrics"
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "prompt-sidecar"}]  # the alerts want it
     labels = one("sidecar", "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
 

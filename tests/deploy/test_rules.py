@@ -1,5 +1,6 @@
 """The rules and alerts of deploy/prometheus, by promtool; and that each alert is tested and leads somewhere."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -29,10 +30,11 @@ def names() -> list[str]:
     return list(dict.fromkeys(rule["alert"] for rule in alerts()))
 
 
-def run(*arguments: str) -> None:
+def run(*arguments: str) -> str:
     promtool = program("promtool", from_="the Debian package prometheus")
     done = subprocess.run([promtool, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_rules_are_valid() -> None:
@@ -46,6 +48,30 @@ def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
     assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]  # Debian's build knows no Kubernetes
     (tmp_path / "scrape.yaml").write_text(yaml.safe_dump(configuration))
     run("check", "config", "--syntax-only", str(tmp_path / "scrape.yaml"))
+
+
+def test_what_is_scraped_are_the_sidecars_of_the_manifests_that_run(tmp_path: Path) -> None:
+    (job,) = load(FOLDER / "scrape.yaml")["scrape_configs"]
+    del job["kubernetes_sd_configs"]
+    patch = load(ROOT / "deploy/kubernetes/components/sidecar/patch.yaml")
+    (container,) = patch["spec"]["template"]["spec"]["initContainers"]
+    (port,) = container["ports"]
+    found = {"container_name": container["name"], "container_port_name": port["name"], "phase": "Running"}
+    others: list[dict[str, str]] = [{}, {"container_port_name": "http"}, {"phase": "Failed"}, {"phase": "Succeeded"}]
+    job["static_configs"] = [
+        {
+            "targets": [f"10.0.0.{n}:9102"],
+            "labels": {
+                "__meta_kubernetes_namespace": "prod",
+                **{f"__meta_kubernetes_pod_{key}": value for key, value in {**found, "name": f"p{n}", **other}.items()},
+            },
+        }
+        for n, other in enumerate(others)
+    ]
+    (tmp_path / "scrape.yaml").write_text(yaml.safe_dump({"scrape_configs": [job]}))
+    answer = run("check", "service-discovery", "--timeout=1s", str(tmp_path / "scrape.yaml"), job["job_name"])
+    labels = [target["labels"] for target in json.loads(answer) if target["labels"]]
+    assert [(each["job"], each["namespace"], each["pod"]) for each in labels] == [("prompt-sidecar", "prod", "p0")]
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)

@@ -135,6 +135,7 @@ async def test_without_a_place_for_its_store_it_serves_from_memory_and_says_so(p
         assert "fwd=miss" in (await sidecar.ask()).how
         assert "; hit; " in (await sidecar.ask()).how
         assert (await status(sidecar))["store"]["error"] in {"unwritable", "unusable"}
+        assert "\nprompt_sidecar_store_ok 0.0\n" in await sidecar.metrics()
         sidecar.process.terminate()
         assert await sidecar.process.wait() == 0
 

@@ -1,5 +1,6 @@
 """The status page in a real browser: what it says, to whom, and what it never does."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from sidecar.core.policy import Policy, Strategy
 from sidecar.demo.reference.faults import Mode
@@ -33,7 +34,7 @@ TEMPLATES = {"explain": "Explain {{ topic }} in {{ style }}.", "quiz": "Ask abou
 ALWAYS_ASK = Policy(strategy=Strategy.NETWORK_FIRST, ttl=60.0, stale_if_error=600.0, network_timeout=0.2)
 IMAGE = "<img src=x onerror=document.title='owned'>"
 SCRIPT = "\"><script>document.title='owned'</script>"
-BACKWARDS = "nimda_\u202egnp.exe\u2066\u200b"
+BACKWARDS = "0nimda_\u202egnp.exe\u2066\u200b"
 LONG = "long_" + "n" * 10_000
 HOSTILE = [IMAGE, SCRIPT, BACKWARDS, LONG, "{{ 7*7 }}", "a&amp;b", "ملف"]
 CONTRAST = Path(__file__).with_name("contrast.js").read_text("utf-8")
@@ -168,7 +169,7 @@ async def test_who_fails_is_named_and_told_from_who_is_covered(browser: Browser)
             await expect(page.locator("#figures")).to_contain_text("9 min 30 s")
             await expect(page.locator("#circuits")).to_contain_text("open for 0 s, next trial in 30 s; opened once")
             rows = await page.locator("#nodes tr").all_text_contents()
-            assert [row.startswith(name) for row, name in zip(rows, ("explain", "quiz"), strict=True)] == [True, True]
+            assert [row.startswith(name) for row, name in zip(rows, ("quiz", "explain"), strict=True)] == [True, True]
 
 
 # Names that would like to be more than names
@@ -188,10 +189,13 @@ async def test_a_hostile_node_name_is_text_and_nothing_else(browser: Browser, sc
             shown = await page.locator("#nodes th").all_text_contents()
             assert IMAGE in shown
             assert SCRIPT in shown
-            assert "nimda_\\u{202e}gnp.exe\\u{2066}\\u{200b}" in shown
+            assert "0nimda_\\u{202e}gnp.exe\\u{2066}\\u{200b}" in shown
             assert "{{ 7*7 }}" in shown
             assert "a&amp;b" in shown
             assert max(map(len, shown)) == 121  # and a sign that there is more
+            reasons = await page.locator("#reasons").text_content()
+            assert reasons is not None
+            assert not {*"\u202e\u2066\u200b"} & {*reasons}  # a sentence that holds a name is read forwards
             assert await page.locator("main img, main script, tbody a").count() == 0
             assert "owned" not in await page.title()
             assert await _sideways(page) <= PHONE["width"]
@@ -367,6 +371,19 @@ async def test_it_looks_again_by_itself_but_not_while_it_is_paused_or_hidden(bro
         assert asked == []
         await page.evaluate("delete document.hidden")
         await look_again(page)
+
+
+async def test_while_it_is_paused_it_does_not_say_that_it_tries_again(browser: Browser) -> None:
+    async with here() as sidecar, opened(browser, f"{sidecar.ops}/") as page:
+        await title(page).to_have_text("All is well")
+        asked: asyncio.Queue[Route] = asyncio.Queue()
+        await page.route("**/status", asked.put)
+        await look_away(page)
+        question = await asked.get()
+        await page.get_by_role("button", name="Pause").click()
+        await question.fulfill(status=200, body="<html>a proxy's page</html>")
+        await title(page).to_have_text("The sidecar does not answer")
+        await expect(page.locator("#live")).to_have_text("Paused")
 
 
 async def look_away(page: Page) -> None:

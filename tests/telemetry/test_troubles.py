@@ -85,6 +85,20 @@ def test_the_changes_of_each_circuit_are_kept_in_order_and_bounded() -> None:
     assert (len(upstream), upstream[-1]) == (MOST_TRANSITIONS, (MOST_TRANSITIONS + 1, "open"))
 
 
+def test_trial_calls_that_fail_for_hours_do_not_make_it_forget_when_the_circuit_opened() -> None:
+    told = Told(BreakerChanged("upstream", "open"))
+    for _ in range(2 * MOST_TRANSITIONS):
+        told.clock.advance(10)
+        told.observe(BreakerChanged("upstream", "half-open"))
+        told.observe(BreakerChanged("upstream", "open"))
+    upstream = told.troubles.transitions["upstream"]
+    assert len(upstream) <= MOST_TRANSITIONS
+    assert [*upstream][:1] == [(0, "open")]
+    states = [to for _, to in upstream]
+    assert (set(states[::2]), set(states[1::2])) == ({"open"}, {"half-open"})
+    assert upstream[-1][0] == 10 * 2 * MOST_TRANSITIONS
+
+
 def test_parity_is_counted_by_node_and_a_rollback_has_its_time() -> None:
     told = Told(ParityChecked("quiz", "match"), ParityChecked("quiz", "mismatch"), ParityChecked(None, "match"))
     told.observe(RolledBack("quiz", back=True, reason="parity"))

@@ -3,10 +3,11 @@
 import { Charts, timeline } from "./charts.js";
 import { find, keep, make, mark, say } from "./dom.js";
 import * as tables from "./tables.js";
-import { clock, counted, duration, number, passed, short } from "./words.js";
+import { clock, counted, duration, number, passed, visible } from "./words.js";
 
 const EVERY = 2000; // milliseconds between two questions
 const PATIENCE = 5000; // milliseconds for an answer
+const LONGEST_SENTENCE = 600; // characters
 const charts = new Charts(find("charts"));
 let timer = 0;
 let paused = false;
@@ -65,13 +66,11 @@ function makeReason() {
 
 function fillReason(item, reason, status) {
   mark(item, "data-level", reason.level);
-  say(item.parts.sentence, short2(reason.sentence));
+  say(item.parts.sentence, visible(reason.sentence.slice(0, LONGEST_SENTENCE)));
   say(item.parts.since, reason.since ? `Since ${clock(reason.since, status.at)}, for ${duration(passed(reason.since, status.at))}. ` : "");
   say(item.parts.action, reason.action);
   say(item.parts.runbook, reason.runbook);
 }
-
-const short2 = (text) => text.slice(0, 600);
 
 function showFigures(status) {
   const { recent } = status.requests;
@@ -101,7 +100,7 @@ function showLost() {
   const then = last ? ` What is below was true at ${clock(last.at, now)}.` : "";
   say(find("summary"), `${since} LearnFlow gets no prompts from it, or only this listener is away.${then} Runbook: sidecar-down.`);
   keep(find("reasons"), [], ({ kind }) => kind, makeReason, fillReason);
-  say(find("live"), "Not reached, trying again");
+  say(find("live"), paused ? "Paused" : "Not reached, trying again");
   document.title = "✗ Not reached · prompt-sidecar";
 }
 

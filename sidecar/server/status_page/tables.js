@@ -36,17 +36,16 @@ function table(id, items, key, cells) {
 const since = (instant, now) => `${clock(instant, now)} (${duration(passed(instant, now))})`;
 
 function lastAnswer(node) {
+  if (node.last_outcome === "error") return ["Error", "error"];
   if (node.parity.set_aside_since) return ["Taken back", "warning"];
   if (node.not_admitted) return ["Not admitted", "warning", node.not_admitted];
-  if (node.last_outcome === "error") return ["Error", "error"];
   if (node.cover_left_seconds !== null) return ["Stale, covered", "warning"];
   const words = { fresh: ["Fresh", "good"], stale: ["Stale"], miss: ["Fetched", "good"], bypass: ["Bypassed"] };
   return words[node.last_outcome] ?? "–";
 }
 
-function trouble(node) {
-  return ["error", "warning"].includes(lastAnswer(node)[1]) ? 0 : 1;
-}
+const RANKS = { error: 0, warning: 1 };
+const trouble = (node) => RANKS[lastAnswer(node)[1]] ?? 2;
 
 export function nodes(status) {
   const items = [...status.nodes].sort((a, b) => trouble(a) - trouble(b)); // stable: by name otherwise
