@@ -125,8 +125,7 @@ async def test_what_answers_something_else_is_told_so(body: bytes, sentence: str
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-async def test_characters_that_the_output_lacks_are_spelt_out(options: tuple[str, ...]) -> None:
+async def test_characters_that_the_output_lacks_are_spelt_out() -> None:
     node = "объяснение"
     async with (
         reference(templates={node: "{{ topic }}"}) as service,
@@ -134,7 +133,7 @@ async def test_characters_that_the_output_lacks_are_spelt_out(options: tuple[str
     ):
         await sidecar.ask(node=node)
         process = await _start(
-            ("--ops-url", sidecar.ops, *options),
+            ("--ops-url", sidecar.ops),
             environment={"PYTHONIOENCODING": "ascii"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
