@@ -15,12 +15,20 @@ def main() -> None:
 
         probe(sys.argv[2:])  # ends the process, or leaves what it cannot read to the command line below
     if sys.argv[1:2] == ["run"]:
-        # Until the loop has handlers of its own, a second from now: nothing is begun yet. The first process of a
-        # container has no default: without a handler a stop would be ignored, and the grace period waited out.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        _may_be_stopped_while_it_starts()
     from sidecar.cli import main as command_line
 
     command_line(prog_name="prompt-sidecar")
+
+
+def _may_be_stopped_while_it_starts() -> None:
+    """End at once when told to: nothing has begun, and a container's first process gets no signal without a handler.
+
+    A SIGHUP, which would end any other, asks for what is about to be read anyway.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

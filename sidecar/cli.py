@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -118,7 +119,9 @@ def _load(config: Path | None, flags: dict[str, str | None]) -> tuple[Any, Any]:
     path = config if config is not None else default_path(os.environ)
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
     read_as = identity(path) if path is not None else None
-    origin = Origin(lambda: load(path, environ=os.environ, flags=given), path, read_as)
+    was_empty = read_as is None or read_as.size == 0
+    load_again = partial(load, path, environ=os.environ, flags=given, may_be_empty=was_empty)
+    origin = Origin(load_again, path, read_as)
     try:
         return origin.load(), origin
     except ConfigError as error:

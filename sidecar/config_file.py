@@ -83,9 +83,14 @@ def default_path(environ: Mapping[str, str]) -> Path | None:
     return DEFAULT_PATH if DEFAULT_PATH.exists() else None
 
 
-def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
-    """Return the settings: flags over environment over file over defaults; ConfigError lists every problem."""
-    found = [*_from_file(path), *_from_environment(environ), *_from_flags(flags)]
+def load(
+    path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, str], may_be_empty: bool = True
+) -> Settings:
+    """Return the settings: flags over environment over file over defaults; ConfigError lists every problem.
+
+    `may_be_empty`: whether a file of nothing at all means the defaults; else it was cut.
+    """
+    found = [*_from_file(path, may_be_empty=may_be_empty), *_from_environment(environ), *_from_flags(flags)]
     problems = [each for each in found if isinstance(each, Problem)]
     values: dict[KeyPath, Any] = {}
     sources: dict[KeyPath, str] = {}
@@ -207,15 +212,15 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[Given | Problem]:
             yield Given(path, text, source)
 
 
-def _from_file(path: Path | None) -> Iterator[Given | Named | Problem]:
+def _from_file(path: Path | None, *, may_be_empty: bool) -> Iterator[Given | Named | Problem]:
     if path is None:
         return
     name = str(path)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            yield _unusable(name, f"is larger than {LARGEST_FILE} bytes")
+        if mistake := _mistaken_size(data, may_be_empty=may_be_empty):
+            yield _unusable(name, mistake)
             return
         text = data.decode("utf-8-sig")
         root = yaml.compose(text, Loader=yaml.BaseLoader)  # leaves every scalar as its text
@@ -237,6 +242,12 @@ def _from_file(path: Path | None) -> Iterator[Given | Named | Problem]:
     else:
         if root is not None:
             yield from _from_node(root, (), name)
+
+
+def _mistaken_size(data: bytes, *, may_be_empty: bool) -> str | None:
+    if len(data) > LARGEST_FILE:
+        return f"is larger than {LARGEST_FILE} bytes"
+    return None if may_be_empty or data.strip() else "is empty, and was not ({} stands for the defaults)"
 
 
 def _unusable(name: str, mistake: str, line: int | None = None, hint: str = "") -> Problem:

@@ -33,3 +33,11 @@ def read_secret(path: Path) -> str:
     if len(text.splitlines()) > 1:
         raise SecretFileError(f"{path} has more than one line")
     return text
+
+
+def read_token(path: Path) -> str:
+    """Return the bearer token in a file; raises `SecretFileError` where it is nothing that a header can hold."""
+    token = read_secret(path).strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise SecretFileError(f"{path} holds no bearer token; allowed: printable ASCII without blanks")
+    return token

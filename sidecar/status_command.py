@@ -1,11 +1,13 @@
 """`prompt-sidecar status`: what a running sidecar says of itself, once or again and again."""
 
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from io import TextIOWrapper
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,7 +25,7 @@ PLAIN_WIDTH = 200
 
 
 class Exit(IntEnum):
-    """Exit codes."""
+    """Exit codes; the last one also where the state could not be told, as degraded must mean degraded."""
 
     HEALTHY = 0
     DEGRADED = 1
@@ -39,9 +41,34 @@ class Wanted(NamedTuple):
     """Seconds between two looks; None: one look."""
 
 
+class _Output(Console):
+    """Where tables go; rich itself would end the process with exit code 1 when its reader has gone."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the caller."""
+        raise BrokenPipeError
+
+
 def show(wanted: Wanted, *, sleep: Callable[[float], None] = time.sleep) -> Exit:
-    """Show the status, and return the exit code; where it is watched, that of the last look before an interruption."""
-    console = Console(highlight=False, soft_wrap=False)
+    """Show the status, and return the exit code; where it is watched, that of the last look before an interruption.
+
+    Characters that the output's encoding lacks are spelt out; output that takes nothing more tells nobody the state.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _show(wanted, sleep)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere, without a word
+        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough, such as `head`
+            print(f"The status cannot be written: {error.strerror}.", file=sys.stderr)  # noqa: T201 — its output
+        return Exit.UNREACHABLE
+    return code
+
+
+def _show(wanted: Wanted, sleep: Callable[[float], None]) -> Exit:
+    console = _Output(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     if wanted.watch is None:

@@ -4,11 +4,21 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 POLL_SECONDS = 1.0
 """Between two looks; a look is one stat(), which works on every volume that a pod can mount."""
 
-Identity = tuple[int, int, int, int]
+
+class Identity(NamedTuple):
+    """What changes when a file's content does."""
+
+    device: int
+    inode: int
+    changed_ns: int
+    size: int
+
+
 Identities = tuple[Identity | None, ...]
 
 
@@ -18,7 +28,7 @@ def identity(path: Path) -> Identity | None:
         found = os.stat(path)  # noqa: PTH116 — follows links, as does open()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+    return Identity(found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 async def watch(

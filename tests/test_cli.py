@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ import sidecar.__main__
 from sidecar.cli import FAULTS, FLAG_KEYS, main
 from sidecar.config_file import load
 from sidecar.core.policy import Strategy
-from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.settings import Address, Settings
 from tests.wire import PATIENCE, reference, refuses, until
@@ -393,19 +392,30 @@ async def test_a_signal_lets_the_request_in_flight_finish_and_ends_with_0(number
     assert [json.loads(line)["event"] for line in said.splitlines()] == ["draining", "stopped"]
 
 
-def test_a_stop_that_comes_before_anything_has_begun_is_heard() -> None:
-    program = """
-import os, signal, sys, types
-class Cli(types.ModuleType):
-    def __getattr__(self, name):
-        os.kill(os.getpid(), signal.SIGTERM)
-sys.modules["sidecar.cli"], sys.argv = Cli("sidecar.cli"), ["prompt-sidecar", "run"]
-from sidecar.__main__ import main
-main()
-"""
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=PACKAGE_ROOT, capture_output=True, check=False, timeout=30)
-    assert (done.returncode, done.stderr) == (0, b"")
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGHUP, signal.SIGTERM)], ids=["TERM", "INT", "HUP TERM"]
+)
+async def test_a_signal_while_it_starts_ends_it_with_0(signals: tuple[signal.Signals, ...], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sidecar.yaml")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidecar", "run", "--config", str(tmp_path / "sidecar.yaml"))
+    )
+    writing: list[int] = []
+
+    def is_reading() -> bool:
+        with suppress(OSError):  # nobody reads yet
+            writing.append(os.open(tmp_path / "sidecar.yaml", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writing)
+
+    try:
+        await until(is_reading)  # and waits for more, as we have it open
+        for number in signals:
+            process.send_signal(number)
+        async with asyncio.timeout(PATIENCE):
+            assert await process.wait() == 0
+    finally:
+        for each in writing:
+            os.close(each)
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:

@@ -179,6 +179,13 @@ def test_a_file_that_says_nothing_new_gives_the_defaults(write: Write, content: 
     assert read(write(content)) == Settings()
 
 
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_a_file_that_was_not_empty_and_is_now_was_cut(write: Write, content: str) -> None:
+    with pytest.raises(ConfigError, match=r"config: 's\.yaml' is empty, and was not \({} stands for the defaults\)"):
+        load(write(content), environ={}, flags={}, may_be_empty=False)
+    assert load(write("{}"), environ={}, flags={}, may_be_empty=False) == Settings()
+
+
 def test_an_alias_stands_for_what_it_names(write: Write) -> None:
     path = write("policy: {nodes: {a: &fast {ttl: 1s}, b: *fast}}")
     assert read(path).policy.nodes == {"a": Policy(ttl=1.0), "b": Policy(ttl=1.0)}

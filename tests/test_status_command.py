@@ -6,7 +6,7 @@ import os
 import pty
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,9 +55,12 @@ async def said(*arguments: str) -> Said:
     return Said(process.returncode, out.decode(), err.decode())
 
 
-async def _start(arguments: tuple[str, ...], **streams: Any) -> asyncio.subprocess.Process:
+async def _start(
+    arguments: tuple[str, ...], *, environment: Mapping[str, str] | None = None, **streams: Any
+) -> asyncio.subprocess.Process:
     command = (sys.executable, "-m", "sidecar", "status", *arguments)
-    return await asyncio.create_subprocess_exec(*command, env=ENVIRONMENT, cwd=PACKAGE_ROOT, **streams)
+    given = ENVIRONMENT | dict(environment or {})
+    return await asyncio.create_subprocess_exec(*command, env=given, cwd=PACKAGE_ROOT, **streams)
 
 
 async def test_a_healthy_sidecar_is_shown_as_plain_tables_and_the_exit_code_is_0() -> None:
@@ -120,6 +123,49 @@ async def test_what_answers_something_else_is_told_so(body: bytes, sentence: str
     assert code == 2
     assert sentence in err
     assert "Traceback" not in err
+
+
+async def test_characters_that_the_output_lacks_are_spelt_out() -> None:
+    node = "объяснение"
+    async with (
+        reference(templates={node: "{{ topic }}"}) as service,
+        sidecar_with(settings_for(service.url)) as sidecar,
+    ):
+        await sidecar.ask(node=node)
+        process = await _start(
+            ("--ops-url", sidecar.ops),
+            environment={"PYTHONIOENCODING": "ascii"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(EVENTUALLY_SECONDS):
+            out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert rb"\u043e\u0431" in out
+
+
+async def test_a_state_that_cannot_be_written_is_not_taken_for_degraded() -> None:
+    async with here() as (sidecar, _):
+        full = os.open("/dev/full", os.O_WRONLY)
+        process = await _start(("--ops-url", sidecar.ops), stdout=full, stderr=asyncio.subprocess.PIPE)
+        os.close(full)
+        async with asyncio.timeout(EVENTUALLY_SECONDS):
+            _, err = await process.communicate()
+    assert (process.returncode, err) == (2, b"The status cannot be written: No space left on device.\n")
+
+
+async def test_a_reader_that_has_seen_enough_ends_the_watch_without_a_word() -> None:
+    async with here() as (sidecar, _):
+        reading, writing = os.pipe()
+        process = await _start(
+            ("--ops-url", sidecar.ops, "--watch", "100ms"), stdout=writing, stderr=asyncio.subprocess.PIPE
+        )
+        os.close(writing)
+        assert (await asyncio.to_thread(os.read, reading, 4096)).startswith(b"HEALTHY")
+        os.close(reading)
+        async with asyncio.timeout(EVENTUALLY_SECONDS):
+            _, err = await process.communicate()
+    assert (process.returncode, err) == (2, b"")
 
 
 async def test_the_address_may_come_from_the_sidecars_own_settings_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sidecar.core.events import CertificateSeen
-from sidecar.secret_file import SecretFileError, read_secret
+from sidecar.secret_file import SecretFileError, read_token
 from sidecar.service.ports import Observer
 from sidecar.settings import TlsSettings
 from sidecar.upstream.rotating import Rotating
@@ -105,9 +105,6 @@ class Access:
 
 def _bearer(path: Path) -> str:
     try:
-        token = read_secret(path)
+        return f"Bearer {read_token(path)}"
     except SecretFileError as error:
         raise SecretFileError(f"{TOKEN_FILE}: {error}") from error
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise SecretFileError(f"{TOKEN_FILE}: {path} holds no bearer token; allowed: printable ASCII without blanks")
-    return f"Bearer {token}"
