@@ -171,7 +171,7 @@ async def test_a_request_that_asks_for_an_answer_of_its_own_is_the_proxys(header
         assert not await here.is_read(get("/api/v1/profiles", header))
 
 
-@pytest.mark.parametrize("header", ["Accept: text/html", "User-Agent: bot", "user-agent: x",  "X-Forwarded-For: 1.2.3.4", "Pragma: x"])
+@pytest.mark.parametrize("header", ["Accept: text/html", "user-agent: bot", "X-Forwarded-For: 1.2.3.4", "Pragma: x"])
 async def test_other_headers_make_no_difference(header: str) -> None:
     async with world() as here:
         assert await here.is_read(get("/api/v1/profiles", header))
