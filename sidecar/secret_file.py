@@ -1,5 +1,7 @@
 """A secret in a file, as Kubernetes, Docker and systemd hand it over; it is never said again."""
 
+import os
+import stat
 from pathlib import Path
 
 LARGEST = 1024 * 1024
@@ -10,15 +12,28 @@ class SecretFileError(ValueError):
     """A file cannot be used as what it should be; says where and why, and nothing of what is in it."""
 
 
-def read_file(path: Path) -> bytes:
-    """Return what is in a file; raises `SecretFileError`, also where that is nothing."""
+def read_whole(path: Path) -> bytes:
+    """Return what is in a file, which may be nothing; raises `SecretFileError`. It waits for nobody."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SecretFileError(f"{path} is no regular file")
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise SecretFileError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > LARGEST:
         raise SecretFileError(f"{path} is larger than {LARGEST} bytes")
+    return content
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file, and a named pipe without waiting for somebody who writes to it: that would be for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file; raises `SecretFileError`, also where that is nothing."""
+    content = read_whole(path)
     if not content.strip():
         raise SecretFileError(f"{path} is empty")
     return content

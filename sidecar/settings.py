@@ -719,7 +719,8 @@ class Settings:
         Names(),
         "further host names under which a client may ask for the sidecar; known are localhost, every IP address, and "
         "the names in `listen` and `upstream.url`. Others get 421: a page in a browser could have its own name resolve "
-        "to this machine (DNS rebinding). Pages of these hosts may change things; those of other sites get 403",
+        "to this machine (DNS rebinding). Pages of these hosts may read and change things; those of other sites get "
+        "403",
     )
     ops: OpsSettings = section(OpsSettings)
     upstream: UpstreamSettings = section(UpstreamSettings)

@@ -1,5 +1,6 @@
 """Secrets in files: what is none of them, what is refused, and that they are never said again."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,18 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
     for path, why in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(SecretFileError, match=why):
             read_file(path)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # to whose writer an open() would wait for ever
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(SecretFileError, match=f"{name} is no regular file"):
+            read_file(tmp_path / name)
+
+
+def test_a_link_to_a_file_is_followed_as_kubernetes_has_it(tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "token").write_text(SECRET)
+    (tmp_path / "token").symlink_to("..data/token")
+    assert read_secret(tmp_path / "token") == SECRET

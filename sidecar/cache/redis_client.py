@@ -1,5 +1,6 @@
 """Redis or Valkey: one server, Sentinel or Cluster; TLS, an ACL user, a password that may change; aiocache over it."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def connect(settings: RedisSettings, *, read_seconds: float, max_connections: in
     if settings.username is not None or settings.password_file is not None:
         options["credential_provider"] = _PasswordFile(settings.username, settings.password_file)
     if settings.url.is_tls:
+        # redis makes the context of each connection by create_default_context(), which has all its keys written there.
+        os.environ.pop("SSLKEYLOGFILE", None)
         options |= {
             "ssl": True,
             "ssl_ca_certs": _text(settings.tls_ca_file),

@@ -19,6 +19,8 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from sidecar.secret_file import SecretFileError, read_whole
+
 T = TypeVar("T")
 
 SUM_BYTES = 16
@@ -127,9 +129,9 @@ def read_keys(path: Path) -> list[bytes]:
     Blank lines and lines that begin with # say nothing.
     """
     try:
-        lines = path.read_text("ascii").splitlines()
-    except OSError as error:
-        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from error
+        lines = read_whole(path).decode("ascii").splitlines()
+    except SecretFileError as error:
+        raise KeyFileError(str(error)) from error
     except UnicodeDecodeError as error:
         raise KeyFileError(f"{path} is no text: a line for each key is wanted, as base64 or hexadecimal") from error
     keys: list[bytes] = []

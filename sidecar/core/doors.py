@@ -1,8 +1,8 @@
 """Who may call from inside a browser: under which names we are asked for, and from which sites.
 
-A page that someone opens can make the browser send requests to this machine. Two of its ways are closed here: a name of
-its own that begins to resolve to a loopback address (DNS rebinding), and a simple request to another site, which needs
-no preflight (Fetch Standard, "CORS-safelisted").
+A page that someone opens can make the browser send requests to this machine. Three of its ways are closed here: a name
+of its own that begins to resolve to a loopback address (DNS rebinding), a simple request to another site, which needs
+no preflight (Fetch Standard, "CORS-safelisted"), and one that is read, because the config service lets every site read.
 """
 
 import ipaddress

@@ -55,9 +55,9 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
 
 
 def with_forwarded_for(headers: Iterable[tuple[str, str]], peer: str | None) -> Headers:
-    """Append the peer's address to `X-Forwarded-For`, after what stands there already."""
+    """Append the peer's address to `X-Forwarded-For`, after what stands there; a Unix socket's peer has none."""
     given = list(headers)
-    if peer is None:
+    if not peer:
         return given
     chain = ", ".join([*filter(None, values_of(given, "x-forwarded-for")), peer])
     return [*((name, value) for name, value in given if name.lower() != "x-forwarded-for"), ("X-Forwarded-For", chain)]

@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from sidecar.core.events import Refused
 from sidecar.core.routes import MOST_ID
 from sidecar.core.units import duration
+from sidecar.secret_file import SecretFileError, read_secret
 from sidecar.server.body import BodyError, read_body
 from sidecar.server.listener import Handler
 from sidecar.server.responses import problem
@@ -183,11 +184,11 @@ def _refusal(request: web.BaseRequest, *, is_loopback: bool, token_file: Path | 
             return None
         return problem(403, "Admin calls need ops.admin_token_file where ops.listen is not a loopback address.")
     try:
-        token = token_file.read_text("utf-8").strip().encode()
-    except (OSError, UnicodeDecodeError):
-        return problem(503, "The file of ops.admin_token_file cannot be read.")
+        token = read_secret(token_file).strip().encode()
+    except SecretFileError:
+        return problem(503, "The file of ops.admin_token_file cannot be read, or holds no token.")
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     matches = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token)
-    if not token or scheme.lower() != "bearer" or not matches:
+    if scheme.lower() != "bearer" or not matches:
         return problem(401, "An admin call needs the token.", headers={"WWW-Authenticate": "Bearer"})
     return None

@@ -36,8 +36,10 @@ class Door:
         authority = headers.get(hdrs.HOST) if request.raw_path.startswith("/") else _authority(request)
         if authority is not None and not self._is_own(authority):
             return self._refuse(request, 421, "host", _NOT_OURS)
-        if request.method not in SAFE_METHODS:
-            origin, site = headers.get(hdrs.ORIGIN), headers.get(_SEC_FETCH_SITE)
+        origin = headers.get(hdrs.ORIGIN)
+        # A browser says an Origin with a GET only where the page could read the answer, if the service lets it (CORS).
+        if origin is not None or request.method not in SAFE_METHODS:
+            site = headers.get(_SEC_FETCH_SITE)
             from_a_browser = origin is not None or site is not None
             if from_a_browser and is_cross_site(origin, site, authority or "", self._names):
                 return self._refuse(request, 403, "cross_site", _FOREIGN)
@@ -52,7 +54,7 @@ class Door:
 
 
 _NOT_OURS = "This Host is none of the sidecar's; allowed: localhost, any IP address, and the names in allowed_hosts."
-_FOREIGN = "A page of another site may change nothing here, unless allowed_hosts names its host."
+_FOREIGN = "A page of another site may read and change nothing here, unless allowed_hosts names its host."
 
 
 def _authority(request: web.BaseRequest) -> str | None:

@@ -1,5 +1,6 @@
 """What is neither a prompt nor its parts: a static read, from the cache where it must be, or the reverse proxy."""
 
+import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -16,10 +17,12 @@ from sidecar.service.ports import Clock
 from sidecar.service.resources import Obtained, Resources, Terms
 
 _PERSONAL = (
-    *("Authorization", "Cookie", "Range", "Origin", "Forwarded", "X-Forwarded-Proto", "X-Forwarded-Prefix"),
+    *("Range", "Origin", "Forwarded", "X-Forwarded-Proto", "X-Forwarded-Prefix"),
     *("If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "If-Range"),
 )
 """A request that says one of these asks for an answer of its own."""
+_WHO = re.compile(r"auth|cookie|credential|key|secret|session|signature|tenant|token|user(?!-agent\Z)", re.IGNORECASE)
+"""In the name of a header that says who asks (`Authorization`, `X-Api-Key`): what he may read, no other may."""
 
 
 class Elsewhere:
@@ -45,10 +48,7 @@ class Elsewhere:
             table, deadline = self._routes()
             path = request.raw_path.partition("?")[0]
             found = table.find(path)
-            is_plain = request.headers.get("Host", "\xff").isascii() and not any(
-                name in request.headers for name in _PERSONAL
-            )
-            if found is not None and is_plain:
+            if found is not None and _is_plain(request):
                 return self._read(request, found[0], deadline, written_user(path))
         return self._proxy(request)
 
@@ -64,6 +64,16 @@ class Elsewhere:
                 error.answer = error.upstream_answer  # the client gets the service's own word, a 5xx included
             return error_response(error)
         return _response(obtained)
+
+
+def _is_plain(request: web.BaseRequest) -> bool:
+    """Return whether the answer to a request is that of everybody else's."""
+    headers = request.headers
+    return (
+        headers.get("Host", "\xff").isascii()
+        and not any(name in headers for name in _PERSONAL)
+        and not any(_WHO.search(name) for name in headers)
+    )
 
 
 def _response(obtained: Obtained[StaticAnswer]) -> web.Response:

@@ -120,3 +120,9 @@ def test_a_key_file_that_is_missing_or_a_folder_is_a_sentence(tmp_path: Path) ->
 
 def test_a_key_made_as_the_message_says_can_be_read(tmp_path: Path) -> None:
     assert len(read_keys(written(tmp_path, base64.b64encode(os.urandom(32)) + b"\n"))) == 1
+
+
+def test_a_pipe_is_no_key_file_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys")
+    with pytest.raises(KeyFileError, match="keys is no regular file"):
+        read_keys(tmp_path / "keys")

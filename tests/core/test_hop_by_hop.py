@@ -55,8 +55,10 @@ def test_the_peer_is_appended_to_who_forwarded_before(given: Headers, chain: str
     assert with_forwarded_for([*others, *given], "10.0.0.9") == [*others, ("X-Forwarded-For", chain)]
 
 
-def test_a_peer_without_an_address_adds_nothing() -> None:
-    assert with_forwarded_for([("X-Forwarded-For", "1.2.3.4")], None) == [("X-Forwarded-For", "1.2.3.4")]
+@pytest.mark.parametrize("peer", [None, ""], ids=["gone", "of a Unix socket"])
+def test_a_peer_without_an_address_adds_nothing(peer: str | None) -> None:
+    assert with_forwarded_for([("X-Forwarded-For", "1.2.3.4")], peer) == [("X-Forwarded-For", "1.2.3.4")]
+    assert with_forwarded_for([("A", "1")], peer) == [("A", "1")]
 
 
 def test_a_header_can_be_left_out() -> None:

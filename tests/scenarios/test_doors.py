@@ -9,7 +9,17 @@ import pytest
 
 from sidecar.app import StartError, running
 from sidecar.settings import Address, OpsSettings, UpstreamSettings
-from tests.harness import PATH, Client, Sidecar, quick_settings, reference, settings_for, sidecar_with
+from tests.harness import (
+    PATH,
+    Client,
+    Exchange,
+    Sidecar,
+    quick_settings,
+    raw_upstream,
+    reference,
+    settings_for,
+    sidecar_with,
+)
 from tests.wire import Answer, get, post, wire
 
 NOWHERE = "http://prompt-config-service:9"
@@ -75,6 +85,18 @@ async def test_a_page_in_a_developers_browser_changes_nothing() -> None:
             assert (answer.status, answer.header("Content-Type")) == (403, "application/problem+json"), path
         assert not any(service.state.calls.values())
         assert await metric(sidecar, 'requests_refused_total{reason="cross_site"}') == 6
+
+
+async def test_a_page_in_a_developers_browser_reads_nothing_even_where_the_service_lets_every_site() -> None:
+    async def plays(exchange: Exchange) -> None:
+        await exchange.answer({}, headers={"Access-Control-Allow-Origin": "*"})
+
+    async with raw_upstream(plays) as service, sidecar_with(quick_settings(service.url)) as sidecar:
+        learnflow, ops = ports(sidecar)
+        for port, path in ((learnflow, "/api/v1/users/1/placeholders"), (learnflow, "/any"), (ops, "/status")):
+            answer = await told(port, get(path, *FOREIGN[1:]), f"Host: localhost:{port}")
+            assert (answer.status, answer.header("Access-Control-Allow-Origin")) == (403, None), path
+        assert not any(b"/users" in request or b"/any" in request for request in service.requests)
 
 
 # Beyond loopback

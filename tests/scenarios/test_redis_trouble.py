@@ -418,6 +418,18 @@ async def test_a_server_of_another_name_is_not_trusted(tmp_path: Path) -> None:
         assert await store_error(sidecar) == "tls"
 
 
+async def test_no_variable_of_the_environment_has_the_connections_keys_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, keys = trustme.CA(), tmp_path / "keys.log"
+    trusted = in_file(tmp_path / "ca.pem", authority.cert_pem)
+    async with server() as redis, tls_before(redis, authority) as url:
+        monkeypatch.setenv("SSLKEYLOGFILE", str(keys))  # from here on: Python's servers heed it, too
+        async with sidecar_by_tls(url, tls_ca_file=trusted) as sidecar:
+            await eventually(lambda: is_well(sidecar))
+    assert not keys.exists()
+
+
 async def test_mutual_tls_shows_our_own_certificate(tmp_path: Path) -> None:
     authority, clients = trustme.CA(), trustme.CA()
     certificate = clients.issue_cert("sidecar")

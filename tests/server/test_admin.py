@@ -1,6 +1,7 @@
 """Admin calls on the wire: who may make them, what they take, what they answer."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from sidecar.core.events import Event, Refused
+from sidecar.secret_file import LARGEST
 from sidecar.server import admin
 from sidecar.server.admin import BREAKER, INVALIDATE, MAX_BODY, PARITY, admin_routes
 from sidecar.server.ops import ops_routes
@@ -100,13 +102,20 @@ def put(path: Path, content: str | bytes) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+SPOILT = {"not UTF-8": b"\xff", "two lines": f"{TOKEN}\n{TOKEN}".encode(), "large": TOKEN.encode() * LARGEST}
+
+
 def spoil(path: Path, how: str) -> None:
-    if how == "not UTF-8":
-        path.write_bytes(b"\xff")
+    if how in SPOILT:
+        path.write_bytes(SPOILT[how])
     else:
         path.unlink()
     if how == "a folder":
         path.mkdir()
+    elif how == "a pipe":
+        os.mkfifo(path)
+    elif how == "endless":
+        path.symlink_to("/dev/zero")
 
 
 # What it does
@@ -272,18 +281,18 @@ async def test_a_token_that_is_changed_counts_from_the_next_call_on(token_file: 
 async def test_an_empty_token_opens_to_nobody(token_file: Path, content: bytes, header: str) -> None:
     put(token_file, content)
     async with administered(token_file=token_file) as here:
-        assert (await here.reset(ALL, header)).status == 401
+        assert (await here.reset(ALL, header)).status == 503
         assert here.resets == []
 
 
-@pytest.mark.parametrize("how", ["gone", "a folder", "not UTF-8"])
+@pytest.mark.parametrize("how", ["gone", "a folder", "a pipe", "endless", *SPOILT])
 async def test_a_token_that_cannot_be_read_opens_to_nobody(token_file: Path, how: str) -> None:
     spoil(token_file, how)
     async with administered(token_file=token_file) as here:
         for header in ("X-Any: 1", f"Authorization: Bearer {TOKEN}"):
             response = await here.reset(ALL, header)
             assert response.status == 503
-            assert response.problem()["detail"] == "The file of ops.admin_token_file cannot be read."
+            assert response.problem()["detail"] == "The file of ops.admin_token_file cannot be read, or holds no token."
             assert str(token_file) not in response.body.decode()
         assert here.resets == []
 

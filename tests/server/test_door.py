@@ -103,9 +103,18 @@ async def test_a_foreign_page_can_change_nothing(method: str, line: str) -> None
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 async def test_a_foreign_page_may_ask_for_what_it_cannot_read(method: str) -> None:
     async with behind_a_door() as here:
-        await here.client.send(
-            asking("Host: localhost:8002", "Sec-Fetch-Site: cross-site", "Origin: https://evil.example", method=method)
-        )
+        await here.client.send(asking("Host: localhost:8002", "Sec-Fetch-Site: cross-site", method=method))
+        assert (await here.client.answer(to_head=method == "HEAD")).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+async def test_a_foreign_page_may_not_ask_for_what_it_could_read(method: str, origin: str) -> None:
+    async with behind_a_door("prompts.example") as here:
+        await here.client.send(asking("Host: localhost:8002", f"Origin: {origin}", method=method))
+        assert (await here.client.answer(to_head=method == "HEAD")).status == 403
+        assert here.heard == []
+        await here.client.send(asking("Host: localhost:8002", "Origin: https://prompts.example", method=method))
         assert (await here.client.answer(to_head=method == "HEAD")).status == 200
 
 
