@@ -1,7 +1,12 @@
 """What the sidecar depends on is said, locked, and under licences that let everybody use it."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
+import venv
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -55,3 +60,23 @@ def test_every_licence_is_one_of_those_allowed() -> None:
     found = {name: licence(name) for name in locked() if name not in FOREIGN}
     assert {name: said for name, said in found.items() if not any(word in said for word in ALLOWED)} == {}
     assert {name: said for name, said in found.items() if re.search(r"\b[al]?gpl\b|general public", said)} == {}
+
+
+def test_the_sbom_that_is_made_lists_all_that_is_locked_with_versions_and_licences(tmp_path: Path) -> None:
+    venv.create(tmp_path / "env")
+    packages = next((tmp_path / "env").glob("lib/*/site-packages"))
+    named = {name: distribution(name) for name in locked() if name not in FOREIGN}
+    for each in named.values():
+        metadata = next(file for file in each.files or () if file.name == "METADATA")
+        (packages / metadata.parent.name).symlink_to(Path(str(metadata.locate())).parent)
+    ours, made = Path(sys.executable).parent, tmp_path / "sbom.cdx.json"
+    recipe = next(line for line in (ROOT / "Makefile").read_text("utf-8").splitlines() if "/cyclonedx-py " in line)
+    for word, stands_for in (("$(BIN)", ours), ("dist/sbom-env", tmp_path / "env"), ("dist/sbom.cdx.json", made)):
+        assert word in recipe
+        recipe = recipe.replace(word, str(stands_for))
+    subprocess.run(shlex.split(recipe), cwd=ROOT, check=True, capture_output=True)
+    listed = {
+        each["name"].lower().replace("_", "-"): each for each in json.loads(made.read_text("utf-8"))["components"]
+    }
+    assert {name: each["version"] for name, each in listed.items()} == {n: e.version for n, e in named.items()}
+    assert [name for name, each in listed.items() if not each.get("licenses")] == []

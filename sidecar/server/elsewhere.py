@@ -21,7 +21,10 @@ _PERSONAL = (
     *("If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "If-Range"),
 )
 """A request that says one of these asks for an answer of its own."""
-_WHO = re.compile(r"auth|cookie|credential|key|secret|session|signature|tenant|token|user(?!-agent\Z)", re.IGNORECASE)
+_WHO = re.compile(
+    r"account|auth|cert|cookie|credential|identity|key|principal|secret|session|signature|tenant|token|user(?!-agent\Z)",
+    re.IGNORECASE,
+)
 """In the name of a header that says who asks (`Authorization`, `X-Api-Key`): what he may read, no other may."""
 
 

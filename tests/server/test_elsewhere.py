@@ -154,6 +154,7 @@ async def test_a_head_is_the_proxys() -> None:
         "X-User-Id: 7",
         "User: 7",
         "X-Forwarded-User: x",
+        "X-Forwarded-Client-Cert: Hash=x",
         "Range: bytes=0-1",
         "Origin: http://x",
         "Forwarded: for=1.2.3.4",
