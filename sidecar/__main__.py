@@ -15,6 +15,7 @@ def main() -> None:
 
         probe(sys.argv[2:])  # ends the process, or leaves what it cannot read to the command line below
     if sys.argv[1:2] == ["run"]:
+        os.environ.pop("SSLKEYLOGFILE", None)  # Python would write the keys of TLS connections there
         _may_be_stopped_while_it_starts()
     from sidecar.cli import main as command_line
 

@@ -25,6 +25,7 @@ import sidecar.__main__
 from sidecar.cli import FAULTS, FLAG_KEYS, main
 from sidecar.config_file import load
 from sidecar.core.policy import Strategy
+from sidecar.demo.processes import PACKAGE_ROOT
 from sidecar.demo.reference.faults import Fault, Mode
 from sidecar.settings import Address, Settings
 from tests.wire import PATIENCE, reference, refuses, until
@@ -416,6 +417,24 @@ async def test_a_signal_while_it_starts_ends_it_with_0(signals: tuple[signal.Sig
     finally:
         for each in writing:
             os.close(each)
+
+
+def test_no_keys_of_tls_connections_are_written_where_the_environment_says(tmp_path: Path) -> None:
+    program = """
+import os, sys
+sys.argv = ["prompt-sidecar", "run", "--config", "nowhere"]
+from sidecar.__main__ import main
+try:
+    main()
+finally:
+    import ssl
+    assert ssl.create_default_context().keylog_filename is None
+"""
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"SSLKEYLOGFILE": str(tmp_path / "keys")}
+    done = subprocess.run(command, cwd=PACKAGE_ROOT, env=environment, capture_output=True, check=False, timeout=30)
+    assert (done.returncode, b"AssertionError" in done.stderr) == (2, False)
+    assert not (tmp_path / "keys").exists()
 
 
 async def test_idle_connections_do_not_hold_up_the_end() -> None:
