@@ -120,7 +120,10 @@ def _load(config: Path | None, flags: dict[str, str | None]) -> tuple[Any, Any]:
     given = {FLAG_KEYS[name]: value for name, value in flags.items() if value is not None}
     read_as = identity(path) if path is not None else None
     was_empty = read_as is None or read_as.size == 0
-    load_again = partial(load, path, environ=os.environ, flags=given, may_be_empty=was_empty)
+    was_pipe = path is not None and path.is_fifo()
+    load_again = partial(
+        load, path, environ=os.environ, flags=given, may_be_empty=was_empty or was_pipe, may_be_pipe=was_pipe
+    )
     origin = Origin(load_again, path, read_as)
     try:
         return origin.load(), origin

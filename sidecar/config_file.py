@@ -5,7 +5,7 @@ A source becomes a stream of `Given` and `Problem`; what is given is text, whate
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
@@ -84,13 +84,25 @@ def default_path(environ: Mapping[str, str]) -> Path | None:
 
 
 def load(
-    path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, str], may_be_empty: bool = True
+    path: Path | None,
+    *,
+    environ: Mapping[str, str],
+    flags: Mapping[str, str],
+    may_be_empty: bool = True,
+    may_be_pipe: bool = True,
 ) -> Settings:
     """Return the settings: flags over environment over file over defaults; ConfigError lists every problem.
 
-    `may_be_empty`: whether a file of nothing at all means the defaults; else it was cut.
+    `may_be_empty`: whether a file of nothing at all means the defaults; else it was cut. `may_be_pipe`: whether a
+    named pipe is waited for, until somebody has written to it.
     """
-    found = [*_from_file(path, may_be_empty=may_be_empty), *_from_environment(environ), *_from_flags(flags)]
+    if path is None:
+        read: Iterable[Given | Named | Problem] = ()
+    elif not may_be_pipe and path.is_fifo():
+        read = [_unusable(str(path), "is a named pipe, and was none")]
+    else:
+        read = _from_file(path, may_be_empty=may_be_empty)
+    found = [*read, *_from_environment(environ), *_from_flags(flags)]
     problems = [each for each in found if isinstance(each, Problem)]
     values: dict[KeyPath, Any] = {}
     sources: dict[KeyPath, str] = {}
@@ -212,9 +224,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[Given | Problem]:
             yield Given(path, text, source)
 
 
-def _from_file(path: Path | None, *, may_be_empty: bool) -> Iterator[Given | Named | Problem]:
-    if path is None:
-        return
+def _from_file(path: Path, *, may_be_empty: bool) -> Iterator[Given | Named | Problem]:
     name = str(path)
     try:
         with path.open("rb") as file:

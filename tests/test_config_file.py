@@ -186,6 +186,13 @@ def test_a_file_that_was_not_empty_and_is_now_was_cut(write: Write, content: str
     assert load(write("{}"), environ={}, flags={}, may_be_empty=False) == Settings()
 
 
+@pytest.mark.timeout(10)
+def test_a_file_that_has_become_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sidecar.yaml")
+    with pytest.raises(ConfigError, match="is a named pipe, and was none"):
+        load(tmp_path / "sidecar.yaml", environ={}, flags={}, may_be_pipe=False)
+
+
 def test_an_alias_stands_for_what_it_names(write: Write) -> None:
     path = write("policy: {nodes: {a: &fast {ttl: 1s}, b: *fast}}")
     assert read(path).policy.nodes == {"a": Policy(ttl=1.0), "b": Policy(ttl=1.0)}

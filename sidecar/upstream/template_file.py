@@ -145,6 +145,8 @@ def _entries(path: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def _composed(path: Path) -> yaml.Node | None:
+    if path.is_fifo():  # it would be waited for until somebody writes to it
+        raise TemplateFileError(f"{path}: is a named pipe, and no file")
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)

@@ -252,6 +252,11 @@ def link_to_itself(path: Path) -> None:
     path.symlink_to(path)
 
 
+def named_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def too_large(path: Path) -> None:
     path.write_bytes(b"#" * 2001)
 
@@ -263,6 +268,7 @@ def too_large(path: Path) -> None:
         pytest.param(directory, ": cannot be read: Is a directory", id="a directory"),
         pytest.param(link_to_nothing, ": cannot be read: No such file or directory", id="a link to nothing"),
         pytest.param(link_to_itself, ": cannot be read: Too many levels of symbolic links", id="a link to itself"),
+        pytest.param(named_pipe, ": is a named pipe, and no file", id="a named pipe"),
         pytest.param(too_large, ": is larger than 2000 bytes", id="too large"),
     ],
 )
