@@ -10,7 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,19 @@ async def test_a_redis_that_hangs_does_not_hold_the_end_up(tmp_path: Path) -> No
 
 
 @asynccontextmanager
-async def unread(url: str, folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client, int]]:
+async def unread(
+    url: str, folder: Path, *, settings_are_piped: bool = False
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client, int]]:
     """Run a sidecar whose log nobody reads after its start; yield it, a client, and the pipe that nobody reads."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, SMALL_PIPE)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SIDECAR_", "COV"))}
     settings = {**QUICK, "STORE__KIND": "none", "UPSTREAM__API": "prompt-data", "UPSTREAM__URL": url}
     settings |= {"LISTEN": "127.0.0.1:0", "OPS__LISTEN": "127.0.0.1:0", "LOG__LEVEL": "debug"}
-    (folder / "sidecar.yaml").write_text("")
+    if settings_are_piped:
+        os.mkfifo(folder / "sidecar.yaml")
+    else:
+        (folder / "sidecar.yaml").write_text("")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sidecar", "run", "--config", str(folder / "sidecar.yaml")),
         cwd=folder,
@@ -114,6 +119,8 @@ async def unread(url: str, folder: Path) -> AsyncIterator[tuple[asyncio.subproce
     )
     os.close(writing)
     try:
+        if settings_are_piped:
+            os.close(await reader_of(folder / "sidecar.yaml"))  # which says nothing, and ends
         log = bytearray()
         while b'"started"' not in log:
             log += await asyncio.to_thread(os.read, reading, SMALL_PIPE)
@@ -124,6 +131,19 @@ async def unread(url: str, folder: Path) -> AsyncIterator[tuple[asyncio.subproce
             process.kill()
         await process.wait()
         os.close(reading)
+
+
+async def reader_of(pipe: Path) -> int:
+    """Wait until somebody reads a named pipe; return the end that he waits for."""
+    writing: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):  # nobody reads yet
+            writing.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writing)
+
+    await until(is_read)
+    return writing[0]
 
 
 def waiting_in(pipe: int) -> int:
@@ -143,22 +163,13 @@ async def test_a_log_that_nobody_reads_holds_up_neither_an_answer_nor_the_end(tm
 
 
 async def test_a_disk_that_hangs_does_not_hold_the_end_up(tmp_path: Path) -> None:
-    async with reference() as upstream, unread(upstream.url, tmp_path) as (process, client, _):
-        settings = tmp_path / "sidecar.yaml"
-        settings.unlink()
-        os.mkfifo(settings)  # a read of which hangs, as one of a dead disk does
+    async with (
+        reference() as upstream,
+        unread(upstream.url, tmp_path, settings_are_piped=True) as (process, client, _),
+    ):
         process.send_signal(signal.SIGHUP)
-        writer: list[int] = []
-
-        def is_read() -> bool:
-            try:
-                writer.append(os.open(settings, os.O_WRONLY | os.O_NONBLOCK))
-            except OSError:
-                return False
-            return True
-
-        await until(is_read)
+        writing = await reader_of(tmp_path / "sidecar.yaml")  # whose read hangs, as one of a dead disk does
         assert (await client.ask()).status == 200
         process.send_signal(signal.SIGTERM)
         assert await ends(process) == -signal.SIGALRM
-        os.close(writer[0])
+        os.close(writing)
